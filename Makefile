@@ -1,0 +1,78 @@
+# Every command of the project; .ci/run calls nothing else.
+# Each target sets itself up: a virtual environment in .venv, with the versions pinned in constraints.txt.
+# Another interpreter gets an environment of its own:  make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= $(if $(filter python3,$(PYTHON)),.venv,build/$(notdir $(PYTHON)))
+ARGS ?=
+TINY ?=
+
+PY := $(VENV)/bin/python
+CODE := distgrad/distgrad broker/distgrad_broker worker/distgrad_worker
+CHECKED := $(CODE) tests $(wildcard examples benchmarks deploy/admin)
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test test-slow fmt lint types bench docs build clean
+
+help: ## list the commands
+	@awk 'BEGIN { FS = ":.*## "; print "make demo test ... (ARGS=... goes to the program behind a command)\n" } \
+		/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.ready-demo,fast ## train on handwritten digits: a broker and four workers on this machine
+	$(PY) -m distgrad demo $(ARGS)
+
+test: $(VENV)/.ready-test ## the tests, without the slow ones (ARGS="-k layout")
+	$(PY) -m pytest $(ARGS)
+
+test-slow: $(VENV)/.ready-dev ## only the slow tests: packaging, soaks
+	$(PY) -m pytest -m slow $(ARGS)
+
+fmt: $(VENV)/.ready-dev ## format the code, and mend what the linter can
+	$(PY) -m ruff format $(CHECKED)
+	$(PY) -m ruff check --fix $(CHECKED)
+
+lint: $(VENV)/.ready-dev ## style, formatting, direction of imports, spelling, docstrings
+	$(PY) -m ruff check $(CHECKED)
+	$(PY) -m ruff format --check $(CHECKED)
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/codespell
+	find $(CODE) -name '*.py' -exec $(PY) -m numpydoc lint {} +
+
+types: $(VENV)/.ready-dev ## mypy --strict over code and tests
+	$(PY) -m mypy
+
+bench: $(VENV)/.ready-test ## the benchmarks, each beside its floor (TINY=1: only to see that they run)
+	@set -e; for script in $(sort $(wildcard benchmarks/bench_*.py)); do \
+		echo "== $$script"; $(PY) $$script $(if $(TINY),--tiny) $(ARGS); done
+
+docs: $(VENV)/.ready-test ## links, commands, options and examples in the documentation
+	$(PY) -m pytest tests/test_docs.py $(ARGS)
+
+build: $(VENV)/.ready-dev ## wheel and source archive in dist/, checked
+	rm -rf dist
+	$(PY) -m build --no-isolation --outdir dist
+	$(PY) -m twine check --strict dist/*
+
+clean: ## remove everything that the commands above made
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# A fresh machine may have an old python3, or Debian's, which lacks venv: both end in one clear line.
+# The stamp is written last, so that a half-made environment is made again.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "distgrad needs Python 3.11 or newer, but $(PYTHON) is: $$($(PYTHON) --version 2>&1 | head -1)"; \
+		echo "Name another one, for example: make $(or $(MAKECMDGOALS),test) PYTHON=python3.12"; exit 2; } >&2
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "'$(PYTHON)' cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+	@touch $@
+
+# The build backend is installed beside the project, with its pinned version, instead of in an isolated
+# environment, where pip would take the newest one.
+$(VENV)/.ready-%: pyproject.toml constraints.txt $(VENV)/.created
+	@echo "installing distgrad[$*] into $(VENV)"
+	@$(PIP) hatchling editables
+	@$(PIP) --no-build-isolation --editable ".[$*]"
+	@touch $@

@@ -1,0 +1,164 @@
+"""Reading and writing the broker's two channels: frames in, events out, and effects' frames back.
+
+Nothing is believed here and nothing is decided: frames are counted, headers decoded, senders named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from distgrad.errors import MalformedMessage
+from distgrad.sockets import OwnedSocket
+from distgrad.wire import MAX_HEADER_BYTES, Gradient, pack, parse_gradient, unpack
+from distgrad_broker.events import BadRequestReceived, Envelope, Event, MessageRejected, Reply, RequestReceived
+
+# A routing id, perhaps a correlation frame, and the empty one: more belongs to no client of ours, some to proxies.
+MAX_ENVELOPE_FRAMES = 8
+# Below this a copy out of ZeroMQ's buffer (aligned, and its own) is cheaper than a frame object around it.
+COPY_BELOW_BYTES = 64 * 1024
+
+# Tells the role of a connection's user; None stands for a broker without keys.
+RoleOf = Callable[[str], str | None]
+
+_NO_ROLE = ""
+
+
+class GradientChannel:
+    """The PULL side.
+
+    Parameters
+    ----------
+    socket : OwnedSocket
+        Bound; used on one thread.
+    role_of : callable, optional
+        With keys: names the role of a user.
+    """
+
+    def __init__(self, socket: OwnedSocket, role_of: RoleOf | None) -> None:
+        self.socket = socket
+        self._role_of = role_of
+        self._copies = True
+
+    def receive(self) -> Gradient | MessageRejected | None:
+        """Take one message, if there is one.
+
+        Returns
+        -------
+        Gradient, MessageRejected or None
+            None if there is nothing to read.
+        """
+        socket = self.socket.raw()
+        user: str | None = None
+        try:
+            if self._role_of is None:
+                header_frame: Any = socket.recv(zmq.DONTWAIT)
+            else:
+                frame = socket.recv(zmq.DONTWAIT, copy=False)
+                header_frame, user = frame.buffer, _user_of(frame)
+        except zmq.Again:
+            return None
+        try:
+            if self._role_of is not None and (user is None or self._role_of(user) != "worker"):
+                self._skip(socket)
+                return MessageRejected("forbidden")
+            header = unpack(header_frame)
+        except MalformedMessage:
+            self._skip(socket)
+            return MessageRejected("malformed")
+        parts: list[Any] = []
+        size = 0
+        # All frames of a message have arrived when its first one has, so none of these waits.
+        # A gradient is probably as large as the one before; if not, a copy was made or saved in vain, once.
+        copies = self._copies
+        while socket.getsockopt(zmq.RCVMORE):
+            part: Any = socket.recv() if copies else socket.recv(copy=False).buffer
+            size += len(part)
+            parts.append(part)
+        self._copies = size < COPY_BELOW_BYTES
+        try:
+            return parse_gradient(header, parts, size, user)
+        except MalformedMessage:
+            return MessageRejected("malformed")
+
+    @staticmethod
+    def _skip(socket: zmq.Socket[bytes]) -> None:
+        while socket.getsockopt(zmq.RCVMORE):
+            socket.recv(copy=False)
+
+
+class ControlChannel:
+    """The ROUTER side.
+
+    Parameters
+    ----------
+    socket : OwnedSocket
+        Bound; used on one thread.
+    role_of : callable, optional
+        With keys: names the role of a user.
+    """
+
+    def __init__(self, socket: OwnedSocket, role_of: RoleOf | None) -> None:
+        self.socket = socket
+        self._role_of = role_of
+        self.dropped_replies = 0
+
+    def receive(self) -> Event | None:
+        """Take one message, if there is one.
+
+        Returns
+        -------
+        Event or None
+            None if there is nothing to read.
+        """
+        socket = self.socket.raw()
+        try:
+            frames = socket.recv_multipart(zmq.DONTWAIT, copy=False)
+        except zmq.Again:
+            return None
+        envelope: list[bytes] = []
+        for frame in frames[:MAX_ENVELOPE_FRAMES]:
+            envelope.append(frame.bytes)
+            if not frame.bytes:
+                break
+        else:
+            return MessageRejected("malformed")
+        rest = frames[len(envelope) :]
+        return self._request(tuple(envelope), rest)
+
+    def send(self, reply: Reply) -> None:
+        """Send a reply, or drop it if its client is gone or does not read.
+
+        Parameters
+        ----------
+        reply : Reply
+            Its frames are copied into ZeroMQ, so that no reader, however slow, holds on to the parameters.
+        """
+        if not self.socket.send_multipart([*reply.envelope, pack(reply.header), *reply.frames], copy=True):
+            self.dropped_replies += 1
+
+    def _request(self, envelope: Envelope, rest: list[Any]) -> Event:
+        if not rest:
+            return BadRequestReceived(envelope, "a request needs a header frame")
+        user: str | None = None
+        role: str | None = None
+        if self._role_of is not None:
+            user = _user_of(rest[0])
+            role = (None if user is None else self._role_of(user)) or _NO_ROLE
+        if len(rest[0]) > MAX_HEADER_BYTES:
+            return BadRequestReceived(envelope, f"header must be at most {MAX_HEADER_BYTES} bytes")
+        try:
+            header = unpack(rest[0].bytes)
+        except MalformedMessage as error:
+            return BadRequestReceived(envelope, error.message)
+        return RequestReceived(envelope, header, [frame.buffer for frame in rest[1:]], role, user)
+
+
+def _user_of(frame: Any) -> str | None:
+    try:
+        user: str = frame.get("User-Id")
+    except (zmq.ZMQError, KeyError):
+        return None
+    return user or None

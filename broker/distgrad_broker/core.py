@@ -1,0 +1,207 @@
+"""The broker's decisions, without sockets, files, threads, clocks or chance: `Core.handle(event, now) -> effects`.
+
+A gradient's life: **received** → *dropped* (another session or attempt, a repeat, a gap, not covered by its grant: as if
+it had never come; its worker sends it again if it still matters) or **accepted** (next number of its worker, in the queue) →
+**settled** as *applied*, *superseded*, *refused* or *cleared*. Only settling frees window and grant.
+
+The core is: *open* (the usual state), *closing* (`ShutdownAsked`: applies what is queued, accepts nothing) or *destroyed* (answers
+everything with ``destroyed``). Beside that the updater is running or stopped; a stop that drains first works through
+what was accepted when it came.
+
+Invariants, each held by a property test:
+
+- each number of a worker is settled once, in the worker's order;
+- the sum of what is committed in grants stays within the budget, and what is queued within what is committed;
+- nothing is remembered of a peer before its role was checked;
+- a reply is given once for each request: at once, or when what it waits for happens, or at its deadline.
+
+Here are the queue and the clockwork. What the operations mean is in `operations`, who may send in `members`,
+how much in `grants`, when a gradient counts in `policy`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from distgrad.errors import MalformedMessage
+from distgrad.wire import Gradient, State
+from distgrad_broker import intake, operations
+from distgrad_broker.events import (
+    BadRequestReceived,
+    Effect,
+    Event,
+    MessageRejected,
+    RequestReceived,
+    SaveEnded,
+    ShutdownAsked,
+    SocketsDrained,
+    WorkDue,
+)
+from distgrad_broker.policy import Asynchronous, Policy
+from distgrad_broker.requests import ClientKey, RequestError
+from distgrad_broker.state import CoreSettings, CoreState, Waiter
+from distgrad_broker.versions import Versions
+
+# Leases and quiet readers are looked at this often at most: both are counted in seconds.
+SWEEP_S = 0.25
+
+_NOTHING: Sequence[Effect] = ()
+
+
+class Core:
+    """The state machine.
+
+    Parameters
+    ----------
+    settings : CoreSettings
+        As the broker was started.
+    versions : Versions
+        The parameters; from now on touched by the core alone.
+    policy : Policy, optional
+        When a gradient counts; asynchronous by default.
+
+    Raises
+    ------
+    RequestError
+        If the parameters are already set and one gradient does not fit in the budget.
+    """
+
+    def __init__(self, settings: CoreSettings, versions: Versions, policy: Policy | None = None) -> None:
+        self.state = CoreState(settings, versions, policy or Asynchronous())
+        if versions.layout is not None:
+            self.state.resize_budget(versions.layout.gradient_bytes)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a gradient can be settled now."""
+        return intake.has_work(self.state)
+
+    @property
+    def name(self) -> State:
+        """The name of the current state of the parameters."""
+        return self.state.name
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether a broker that is closing has nothing left to do."""
+        return not self.has_work and not self.state.saves
+
+    def next_deadline(self) -> float | None:
+        """Tell when the core wants to be called even if nothing happens.
+
+        Returns
+        -------
+        float or None
+            Seconds on the shell's clock.
+        """
+        return self.state.next_deadline()
+
+    def handle(self, event: Event | Gradient, now: float) -> Sequence[Effect]:
+        """Take in one event.
+
+        Parameters
+        ----------
+        event : Event or Gradient
+            What happened.
+        now : float
+            Seconds on the shell's clock, which never goes back.
+
+        Returns
+        -------
+        sequence of Effect
+            What the shell must do, in order.
+        """
+        state = self.state
+        if type(event) is Gradient:
+            intake.accept(state, event, now)
+        elif type(event) is WorkDue:
+            intake.work(state, now)
+        elif type(event) is RequestReceived:
+            self._request(event, now)
+        elif type(event) is SocketsDrained:
+            state.busy_s += event.busy_s
+            for waiter in state.due(now):
+                waiter.on_deadline(waiter, now)
+            if now >= state.next_sweep:
+                state.next_sweep = now + SWEEP_S
+                intake.expire_leases(state, now)
+                state.versions.expire(now)
+        elif type(event) is MessageRejected:
+            state.rejected[event.reason] += 1
+        elif type(event) is BadRequestReceived:
+            state.rejected["malformed"] += 1
+            state.fail(Waiter(event.envelope, None, None, now), RequestError("malformed", event.message))
+        elif type(event) is SaveEnded:
+            operations.end_save(state, event)
+        elif type(event) is ShutdownAsked:
+            state.is_closing = True
+            state.log(logging.INFO, "shutting down", queued=len(state.queue))
+        if not state.effects:
+            return _NOTHING
+        effects = state.effects
+        state.effects = []
+        return effects
+
+    def _request(self, request: RequestReceived, now: float) -> None:
+        """Check who asks for what, and whether it was done already, before anything is done."""
+        state = self.state
+        header = request.header
+        request_id = header.get("id")
+        client: ClientKey | None = None
+        waiter = Waiter(request.envelope, request_id if type(request_id) is int else None, None, now)
+        try:
+            nonce = header.get("client")
+            if nonce is not None and not (type(nonce) is bytes and 8 <= len(nonce) <= 64 and type(request_id) is int):
+                raise MalformedMessage("'client' must be 8 to 64 bytes, and come with an integer 'id'")
+            op = header.get("op")
+            operation = operations.OPERATIONS.get(op) if type(op) is str else None
+            if operation is None:
+                known = ", ".join(operations.OPERATIONS)
+                raise RequestError("unknown_op", f"unknown operation {op!r:.40}; there are {known}")
+            if request.role is not None and request.role not in operation.roles:
+                needed = " or ".join(sorted(operation.roles))
+                raise RequestError("forbidden", f"{op!r} needs a key with role {needed}; this one has {request.role}")
+            if nonce is not None:
+                client = waiter.client = (request.user, nonce)
+            if operation.is_mutating:
+                if client is not None and self._was_seen(client, waiter):
+                    return
+                self._check_incarnation(header)
+            if state.is_destroyed:
+                raise RequestError("destroyed", "destroy was called; start a new broker")
+            if operation.is_mutating and client is not None and waiter.request_id is not None:
+                state.remembered.begin(client, waiter.request_id)
+            operation.handle(state, request, waiter, now)
+        except RequestError as error:
+            self._count(error.code)
+            state.fail(waiter, error)
+        except MalformedMessage as error:
+            self._count("malformed")
+            state.fail(waiter, RequestError("malformed", error.message))
+
+    def _count(self, code: str) -> None:
+        self.state.rejected[code] += 1
+
+    def _was_seen(self, client: ClientKey, waiter: Waiter) -> bool:
+        """Answer a repeat from memory, or let it replace the request that still waits."""
+        state = self.state
+        assert waiter.request_id is not None  # a client without an id was refused
+        was_seen, reply = state.remembered.find(client, waiter.request_id)
+        if reply is not None:
+            reply_waiter = Waiter(waiter.envelope, None, None, 0.0)
+            state.send(reply_waiter, reply)
+        elif was_seen:
+            for former in [*state.drains.values(), *(saver for _, saver in state.saves.values())]:
+                if former.client == client and former.request_id == waiter.request_id:
+                    former.envelope = waiter.envelope
+        return was_seen
+
+    def _check_incarnation(self, header: dict[str, Any]) -> None:
+        meant = header.get("incarnation")
+        if meant != self.state.incarnation:
+            raise RequestError(
+                "restarted",
+                f"the request means incarnation {meant!r:.40}, this broker is {self.state.incarnation!r}; look again first",
+            )

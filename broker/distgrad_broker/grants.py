@@ -1,0 +1,172 @@
+"""Who may have how many bytes on the way or in the queue, so that their sum stays within the budget (PROTOCOL 9, 10).
+
+For each member: *promised* is the latest grant, *committed* the most that the worker may still believe it has: the
+largest promise since its last echo. The sum of *committed* never exceeds the budget; that is the invariant. A smaller grant frees
+its difference only when the worker has echoed it, together with what it still has in flight.
+
+If every live member can have room for one gradient, each has an equal *share*. Otherwise grants are *turns*: a push that waits
+asks for one, the oldest wish is served first, and the grant falls back to 0 once nothing of the worker's is unsettled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from distgrad_broker.members import LIVE, Member
+
+
+class Grants:
+    """The budget and the line of those who wait for a turn.
+
+    Parameters
+    ----------
+    budget_bytes : int
+        The most that all grants may sum up to.
+    """
+
+    def __init__(self, budget_bytes: int) -> None:
+        self.budget_bytes = budget_bytes
+        self._gradient_bytes = 0
+        # Whether grants are turns now, because a share would be smaller than a gradient.
+        self.uses_turns = False
+        self._turns: dict[str, Member] = {}
+
+    @property
+    def waiting_for_turn(self) -> int:
+        """How many workers wait for a turn."""
+        return len(self._turns)
+
+    def committed_bytes(self, members: Iterable[Member]) -> int:
+        """Sum what all members may have in flight or queued.
+
+        Parameters
+        ----------
+        members : iterable of Member
+            All that are known.
+
+        Returns
+        -------
+        int
+            Bytes; at most the budget.
+        """
+        return sum(member.committed for member in members)
+
+    def resize(self, budget_bytes: int, gradient_bytes: int) -> None:
+        """Take note of a new budget or of another size of a gradient; `rebalance` afterwards.
+
+        Parameters
+        ----------
+        budget_bytes : int
+            The budget.
+        gradient_bytes : int
+            What one gradient is charged; 0 while there are no parameters.
+        """
+        self.budget_bytes = budget_bytes
+        self._gradient_bytes = gradient_bytes
+
+    def echo(self, member: Member, grant_seq: int, held: int, want: int, sent: int) -> None:
+        """Take in what a worker says of its grant; `rebalance` afterwards.
+
+        Parameters
+        ----------
+        member : Member
+            Who says it.
+        grant_seq : int
+            The last grant that it has seen.
+        held : int
+            Bytes that it may have in flight: the larger of that grant and what is in flight.
+        want : int
+            Bytes that a waiting push needs; 0 if none waits.
+        sent : int
+            The highest number that it has sent.
+        """
+        if grant_seq == member.grant_seq:
+            # Never more than was promised before: a worker cannot grant itself anything.
+            member.committed = max(member.promised, min(held, member.committed), member.queued_bytes)
+        member.want = want
+        if want <= 0:
+            self._turns.pop(member.worker, None)
+            # A turn that its worker does not use (the push was interrupted) goes back.
+            if self.uses_turns and sent <= member.settled and member.promised and grant_seq == member.grant_seq:
+                self._promise(member, 0)
+        elif self.uses_turns and not member.promised and not member.queued_bytes:
+            self._turns.setdefault(member.worker, member)
+
+    def settle(self, member: Member) -> None:
+        """End a turn whose gradient was settled; `rebalance` afterwards.
+
+        Parameters
+        ----------
+        member : Member
+            Whose gradient it was.
+        """
+        if self.uses_turns and member.promised and not member.queued_bytes:
+            self._promise(member, 0)
+
+    def withdraw(self, member: Member) -> None:
+        """Take the grant of a member that is silent or has left; what it has queued stays covered.
+
+        Parameters
+        ----------
+        member : Member
+            Who lost it.
+        """
+        self._turns.pop(member.worker, None)
+        member.promised = 0
+        member.grant_seq += 1
+        member.want = 0
+        member.committed = member.queued_bytes
+
+    def rebalance(self, members: Iterable[Member]) -> list[Member]:
+        """Give out what is free, by shares or by turns.
+
+        Parameters
+        ----------
+        members : iterable of Member
+            All that are known.
+
+        Returns
+        -------
+        list of Member
+            Those whose grant has changed and who should be told.
+        """
+        everyone = list(members)
+        live = [member for member in everyone if member.state == LIVE]
+        changed: list[Member] = []
+        if not live:
+            return changed
+        free = self.budget_bytes - self.committed_bytes(everyone)
+        share = self.budget_bytes // len(live)
+        if share >= max(self._gradient_bytes, 1):
+            self.uses_turns = False
+            self._turns.clear()
+            for member in live:
+                target = min(share, member.committed + max(free, 0))
+                if target != member.promised and (target >= self._gradient_bytes or target < member.promised):
+                    free -= self._promise(member, target)
+                    changed.append(member)
+            return changed
+        if not self.uses_turns:
+            self.uses_turns = True
+            for member in live:
+                if member.promised:
+                    free -= self._promise(member, 0)
+                    changed.append(member)
+                if member.want > 0:
+                    self._turns.setdefault(member.worker, member)
+        for worker, member in list(self._turns.items()):
+            if self._gradient_bytes - member.committed > free:
+                break  # first come, first served
+            del self._turns[worker]
+            free -= self._promise(member, self._gradient_bytes)
+            changed.append(member)
+        return changed
+
+    @staticmethod
+    def _promise(member: Member, target: int) -> int:
+        """Promise a grant and give the bytes that it takes from what is free."""
+        member.promised = target
+        member.grant_seq += 1
+        before = member.committed
+        member.committed = max(before, target)
+        return member.committed - before

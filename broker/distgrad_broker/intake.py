@@ -1,0 +1,306 @@
+"""A gradient's life in the core: accept or drop, judge, apply, settle, and tell its worker.
+
+This is the path that every gradient takes; it makes no object and builds no reply unless somebody waits for one.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from distgrad.errors import GradientRefused
+from distgrad.wire import Gradient
+from distgrad_broker import pulls
+from distgrad_broker.members import LIVE, Member
+from distgrad_broker.policy import Verdict
+from distgrad_broker.state import CoreState, Waiter
+
+
+def accept(state: CoreState, gradient: Gradient, now: float) -> None:
+    """Take a gradient into the queue if it is the next of its worker, else drop it (PROTOCOL 4, 7, 9).
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    gradient : Gradient
+        From the wire; its header was checked, its payload was not.
+    now : float
+        Seconds on the shell's clock.
+    """
+    member = state.members.get(gradient.worker)
+    if member is None:
+        state.dropped["unknown_worker"] += 1
+        return
+    if gradient.session != member.session or gradient.user != member.user:
+        state.dropped["fenced"] += 1
+        return
+    if gradient.attempt != member.attempt:
+        if gradient.attempt < member.attempt:
+            member.dropped += 1
+            state.dropped["old_attempt"] += 1
+            return
+        member.attempt = gradient.attempt
+        member.missing = False
+    number = gradient.number
+    if number != member.accepted + 1:
+        if number <= member.accepted:
+            member.repeated += 1
+            state.dropped["repeated"] += 1
+        else:
+            _miss(state, member, "gap", now)
+        return
+    if state.is_closing or state.is_destroyed:
+        member.dropped += 1
+        state.dropped["closing"] += 1
+        return
+    if member.queued_bytes + gradient.charge > member.committed:
+        _miss(state, member, "uncovered", now)
+        return
+    member.accepted = number
+    member.queued_bytes += gradient.charge
+    member.received_bytes += gradient.size
+    if gradient.cursor is not None:
+        member.cursor = gradient.cursor
+    state.queued_bytes += gradient.charge
+    state.queue.append(gradient)
+
+
+def has_work(state: CoreState) -> bool:
+    """Tell whether a gradient can be settled now.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+
+    Returns
+    -------
+    bool
+        Whether `work` would do something.
+    """
+    return bool(state.queue) and (state.is_running or state.drain_left > 0) and state.versions.layout is not None
+
+
+def work(state: CoreState, now: float) -> None:
+    """Settle the gradient at the head of the queue.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    now : float
+        Seconds on the shell's clock.
+    """
+    if not has_work(state):
+        return
+    gradient = state.queue.popleft()
+    staleness: int | None = None
+    base = gradient.base
+    version = state.versions.version
+    if base is not None and base.generation == state.generation and base.incarnation == state.incarnation:
+        staleness = version - base.version
+    member = state.members.get(gradient.worker)
+    assert member is not None  # a member with something queued is never forgotten
+    if state.policy.judge(gradient, staleness) is Verdict.SUPERSEDE:
+        member.superseded += 1
+        settle(state, gradient, member, "superseded", now)
+    else:
+        try:
+            state.versions.apply(gradient)
+        except GradientRefused as refusal:
+            _refuse(state, gradient, member, refusal)
+            settle(state, gradient, member, "refused", now)
+        else:
+            member.applied += 1
+            member.examples += gradient.examples
+            if gradient.loss is not None:
+                member.loss = gradient.loss
+            if staleness is not None and staleness > 0:
+                member.staleness_sum += staleness
+                if staleness > member.staleness_max:
+                    member.staleness_max = staleness
+            settle(state, gradient, member, "applied", now)
+            if state.pulls:
+                pulls.answer_all(state, now)
+    if state.drain_left:
+        state.drain_left -= 1
+        if not state.drain_left:
+            end_drain(state)
+
+
+def settle(state: CoreState, gradient: Gradient, member: Member, outcome: str, now: float) -> None:
+    """Note what became of a gradient; the one place where a number is used up.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    gradient : Gradient
+        Taken from the queue.
+    member : Member
+        Whose it was.
+    outcome : str
+        ``applied``, ``superseded``, ``refused`` or ``cleared``.
+    now : float
+        Seconds on the shell's clock.
+    """
+    assert gradient.number == member.settled + 1  # order of a worker is order of acceptance is order of settling
+    member.settled = gradient.number
+    member.queued_bytes -= gradient.charge
+    state.queued_bytes -= gradient.charge
+    state.outcomes[outcome] += 1
+    if state.grants.uses_turns:
+        state.grants.settle(member)
+        rebalance(state)
+    waiter = member.waiting
+    if waiter is not None:
+        waiter.data.left_bytes -= gradient.charge
+        if outcome == "refused" or member.settled >= waiter.data.until or waiter.data.left_bytes <= 0:
+            answer_heartbeat(state, member)
+
+
+class HeartbeatWait:
+    """What a waiting heartbeat is to be answered for."""
+
+    __slots__ = ("left_bytes", "until")
+
+    def __init__(self, until: int, left_bytes: int) -> None:
+        self.until = until
+        self.left_bytes = left_bytes
+
+
+def heartbeat_fields(member: Member) -> dict[str, Any]:
+    """Build the keys of a heartbeat's reply.
+
+    Parameters
+    ----------
+    member : Member
+        Who asked.
+
+    Returns
+    -------
+    dict
+        As in ``docs/wire.md``.
+    """
+    return {
+        "accepted": member.accepted,
+        "settled": member.settled,
+        "attempt": member.attempt,
+        "resend": member.missing,
+        "grant": member.promised,
+        "grant_seq": member.grant_seq,
+        "refused": [list(refusal) for refusal in member.refusals],
+    }
+
+
+def answer_heartbeat(state: CoreState, member: Member) -> None:
+    """Answer the member's waiting heartbeat, if there is one.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    member : Member
+        Who waits.
+    """
+    waiter: Waiter | None = member.waiting
+    if waiter is not None:
+        member.waiting = None
+        state.answer(waiter, heartbeat_fields(member))
+
+
+def rebalance(state: CoreState) -> None:
+    """Give out free grants and tell those whose grant changed.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    """
+    for member in state.grants.rebalance(state.members):
+        answer_heartbeat(state, member)
+
+
+def clear_queue(state: CoreState, now: float) -> int:
+    """Settle as cleared all that is accepted at this moment.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    now : float
+        Seconds on the shell's clock.
+
+    Returns
+    -------
+    int
+        How many there were.
+    """
+    cleared = len(state.queue)
+    for _ in range(cleared):
+        gradient = state.queue.popleft()
+        member = state.members.get(gradient.worker)
+        assert member is not None  # a member with something queued is never forgotten
+        member.cleared += 1
+        settle(state, gradient, member, "cleared", now)
+    end_drain(state)
+    return cleared
+
+
+def end_drain(state: CoreState) -> None:
+    """Tell those who wait for a draining stop that it is done.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    """
+    state.drain_left = 0
+    waiters = list(state.drains.values())
+    state.drains.clear()
+    for waiter in waiters:
+        state.answer(waiter, {"changed": waiter.data, "drained": True})
+
+
+def expire_leases(state: CoreState, now: float) -> None:
+    """End the leases that ran out (PROTOCOL 20).
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    now : float
+        Seconds on the shell's clock.
+    """
+    lapsed = state.members.expire(now, state.busy_s)
+    for member in lapsed:
+        state.grants.withdraw(member)
+        state.log(logging.WARNING, "worker silent", worker=member.worker, accepted=member.accepted)
+    if lapsed:
+        rebalance(state)
+
+
+def _miss(state: CoreState, member: Member, reason: str, now: float) -> None:
+    """Note that a number is missing, once for each attempt, and tell the worker at once."""
+    member.dropped += 1
+    state.dropped[reason] += 1
+    if not member.missing:
+        member.missing = True
+        if member.state == LIVE:
+            answer_heartbeat(state, member)
+
+
+def _refuse(state: CoreState, gradient: Gradient, member: Member, refusal: GradientRefused) -> None:
+    member.refused += 1
+    state.refused[refusal.reason] += 1
+    member.refusals.append((gradient.number, refusal.reason, refusal.leaf, refusal.message))
+    if member.refused == 1:
+        state.log(
+            logging.WARNING,
+            "gradient refused",
+            worker=member.worker,
+            number=gradient.number,
+            reason=refusal.reason,
+            leaf=refusal.leaf,
+        )

@@ -1,0 +1,212 @@
+"""The broker's loop: one thread that owns every socket, the core and the parameters.
+
+| thread | owns | receives through | gives away |
+|---|---|---|---|
+| loop (``distgrad-broker``) | every socket (ZAP included), the poller, the core, the parameters | sockets, and a pipe that wakes it | frames to send, arenas that are pinned |
+| files (``distgrad-files``) | the files that are written | a queue of one save | "written", through the pipe |
+
+A turn: wait for something; read both channels, a bounded amount; let the core answer; apply for a while. Nothing here
+decides what a message means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import queue
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import zmq
+
+from distgrad.wire import Gradient
+from distgrad_broker.authenticator import Authenticator
+from distgrad_broker.channels import ControlChannel, GradientChannel
+from distgrad_broker.core import Core
+from distgrad_broker.events import (
+    Effect,
+    Log,
+    Reply,
+    SaveEnded,
+    SaveParameters,
+    Shutdown,
+    ShutdownAsked,
+    SocketsDrained,
+    WorkDue,
+)
+
+# How much is read from each channel in a turn before the other one, and the updates, get theirs.
+MAX_REQUESTS_A_TURN = 64
+MAX_GRADIENTS_A_TURN = 64
+# Updates go on for this long before the sockets are looked at again; one update may of course take longer.
+WORK_SLICE_S = 0.002
+# Leases, quiet readers and revoked keys are looked at about this often even if nothing happens.
+IDLE_S = 0.25
+# A shutdown gives what is queued this long to be applied.
+CLOSE_TIMEOUT_S = 30.0
+
+Save = Callable[[SaveParameters], None]
+
+
+class Loop:
+    """One broker's loop; made and run on the same thread.
+
+    Parameters
+    ----------
+    core : Core
+        Not shared with anybody.
+    control, gradients : ControlChannel, GradientChannel
+        Bound channels.
+    authenticator : Authenticator or None
+        With keys.
+    save : callable
+        Hands a save to the file thread and returns at once.
+    on_log : callable
+        Receives each `Log` effect.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        control: ControlChannel,
+        gradients: GradientChannel,
+        authenticator: Authenticator | None,
+        save: Save,
+        on_log: Callable[[Log], None],
+    ) -> None:
+        self._core = core
+        self._control = control
+        self._gradients = gradients
+        self._authenticator = authenticator
+        self._save = save
+        self._on_log = on_log
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._inbox: queue.SimpleQueue[SaveEnded | ShutdownAsked] = queue.SimpleQueue()
+        self._ends_at = math.inf
+        self._is_closing = False
+
+    def post(self, event: SaveEnded | ShutdownAsked) -> None:
+        """Hand an event to the loop, from any thread or signal handler.
+
+        Parameters
+        ----------
+        event : SaveEnded or ShutdownAsked
+            What happened.
+        """
+        self._inbox.put(event)
+        # A full pipe is a wake-up already, and a closed one belongs to a loop that has ended.
+        with contextlib.suppress(BlockingIOError, OSError):
+            os.write(self._wake_write, b"x")
+
+    def run(self) -> None:
+        """Serve until the core or a shutdown ends it."""
+        poller = zmq.Poller()
+        sockets: list[Any] = [self._control.socket.raw(), self._gradients.socket.raw(), self._wake_read]
+        if self._authenticator is not None:
+            sockets.append(self._authenticator.socket)
+        for socket in sockets:
+            poller.register(socket, zmq.POLLIN)
+        handle = self._core.handle
+        busy_since_drained = 0.0
+        while time.monotonic() < self._ends_at:
+            ready = dict(poller.poll(self._timeout_ms()))
+            now = time.monotonic()
+            if self._wake_read in ready:
+                self._take_inbox(now)
+            if self._authenticator is not None:
+                if self._authenticator.socket in ready:
+                    self._authenticator.handle()
+                self._authenticator.refresh(now)
+            is_drained = self._read_control(now) if sockets[0] in ready else True
+            if sockets[1] in ready:
+                is_drained = self._read_gradients(now) and is_drained
+            if is_drained:
+                self._carry_out(handle(SocketsDrained(busy_since_drained), now), now)
+                busy_since_drained = 0.0
+            if self._core.has_work:
+                busy_since_drained += self._work(now)
+            if self._is_closing and self._core.is_drained:
+                return
+
+    def close(self) -> None:
+        """Close the pipe that wakes the loop; `post` does nothing from then on."""
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _timeout_ms(self) -> int:
+        if self._core.has_work:
+            return 0
+        timeout_s = IDLE_S
+        deadline = self._core.next_deadline()
+        if deadline is not None:
+            timeout_s = min(timeout_s, max(0.0, deadline - time.monotonic()))
+        # Rounded up: a poll that ends a moment too early would spin until the deadline.
+        return math.ceil(timeout_s * 1000)
+
+    def _take_inbox(self, now: float) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+        while not self._inbox.empty():
+            event = self._inbox.get()
+            if isinstance(event, ShutdownAsked):
+                if self._is_closing:
+                    continue
+                # What has already arrived belongs to what is drained; then nothing more is read.
+                while not self._read_gradients(now):
+                    pass
+                self._is_closing = True
+                self._ends_at = now + CLOSE_TIMEOUT_S
+            self._carry_out(self._core.handle(event, now), now)
+
+    def _read_control(self, now: float) -> bool:
+        """Read a turn's worth of requests and tell whether that was all."""
+        for _ in range(MAX_REQUESTS_A_TURN):
+            event = self._control.receive()
+            if event is None:
+                return True
+            self._carry_out(self._core.handle(event, now), now)
+        return False
+
+    def _read_gradients(self, now: float) -> bool:
+        """Read a turn's worth of gradients and tell whether that was all."""
+        receive, handle = self._gradients.receive, self._core.handle
+        for _ in range(MAX_GRADIENTS_A_TURN):
+            gradient = receive()
+            if gradient is None:
+                return True
+            effects = handle(gradient, now)
+            if effects:
+                self._carry_out(effects, now)
+            if isinstance(gradient, Gradient) and gradient.size > 1 << 20:
+                # A large one is applied while ZeroMQ's own thread receives the next.
+                return False
+        return False
+
+    def _work(self, now: float) -> float:
+        """Apply for one slice of time and tell how long that took."""
+        handle = self._core.handle
+        started = moment = time.monotonic()
+        while self._core.has_work and moment - started < WORK_SLICE_S:
+            effects = handle(_WORK_DUE, moment)
+            if effects:
+                self._carry_out(effects, moment)
+            moment = time.monotonic()
+        return moment - started
+
+    def _carry_out(self, effects: Sequence[Effect], now: float) -> None:
+        for effect in effects:
+            if type(effect) is Reply:
+                self._control.send(effect)
+            elif type(effect) is Log:
+                self._on_log(effect)
+            elif type(effect) is SaveParameters:
+                self._save(effect)
+            elif type(effect) is Shutdown:
+                self._ends_at = min(self._ends_at, now + effect.after_s)
+
+
+_WORK_DUE = WorkDue()

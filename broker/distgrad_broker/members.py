@@ -1,0 +1,302 @@
+"""The workers that the broker knows: identity, session, place in the numbering, lease and counters.
+
+States of a member: *live* (its lease runs), *silent* (the lease ran out; everything but membership and grant is kept),
+*left* (it said goodbye). A session is named ``incarnation:counter``; a newer process under the same id gets a
+higher counter, and whatever still arrives from the older one is dropped or answered ``fenced`` (PROTOCOL 4, 5).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from distgrad_broker.requests import RequestError
+
+LIVE, SILENT, LEFT = "live", "silent", "left"
+
+# A hello that was delayed on its way must not bring a superseded process back; this many are remembered for each id.
+PAST_NONCES = 8
+# Refusals that a worker has not yet acknowledged; the counters tell of all.
+MAX_PENDING_REFUSALS = 64
+
+
+class Member:
+    """One worker id, from its first hello on."""
+
+    def __init__(self, worker: str, user: str | None, generated: bool) -> None:
+        self.worker = worker
+        self.user = user
+        self.generated = generated
+        self.state = LIVE
+        self.session = ""
+        self.counter = 0
+        self.nonce = b""
+        self.past_nonces: deque[bytes] = deque(maxlen=PAST_NONCES)
+        # The session of an earlier incarnation that the current process presented, as (incarnation, counter).
+        self.origin: tuple[str, int] | None = None
+        self.expires = 0.0
+        self.last_seen = 0.0
+        # Numbering: accepted is the last number taken in, settled the last one decided, attempt the newest seen.
+        self.accepted = 0
+        self.settled = 0
+        self.attempt = 0
+        self.missing = False
+        self.sent = 0
+        self.cursor: bytes | str | None = None
+        # Grants, in bytes (see `grants`).
+        self.queued_bytes = 0
+        self.promised = 0
+        self.committed = 0
+        self.grant_seq = 0
+        self.want = 0
+        # What the worker has not been told yet: [number, reason, leaf, message].
+        self.refusals: deque[tuple[int, str, str | None, str]] = deque(maxlen=MAX_PENDING_REFUSALS)
+        self.waiting: Any = None
+        # Counters for status.
+        self.applied = 0
+        self.superseded = 0
+        self.refused = 0
+        self.cleared = 0
+        self.repeated = 0
+        self.dropped = 0
+        self.examples = 0
+        self.loss: float | None = None
+        self.staleness_sum = 0
+        self.staleness_max = 0
+        self.received_bytes = 0
+
+    def describe(self, now: float) -> dict[str, Any]:
+        """Give what `workers` tells of this member.
+
+        Parameters
+        ----------
+        now : float
+            Seconds on the shell's clock.
+
+        Returns
+        -------
+        dict
+            Names and numbers, ready for msgpack.
+        """
+        return {
+            "id": self.worker,
+            "state": self.state,
+            "session": self.session,
+            "accepted": self.accepted,
+            "settled": self.settled,
+            "applied": self.applied,
+            "superseded": self.superseded,
+            "refused": self.refused,
+            "cleared": self.cleared,
+            "repeated": self.repeated,
+            "dropped": self.dropped,
+            "queued_bytes": self.queued_bytes,
+            "grant_bytes": self.promised,
+            "received_bytes": self.received_bytes,
+            "examples": self.examples,
+            "loss": self.loss,
+            "staleness_mean": self.staleness_sum / self.applied if self.applied else 0.0,
+            "staleness_max": self.staleness_max,
+            "attempt": self.attempt,
+            "last_seen_s": max(0.0, now - self.last_seen),
+            "user": self.user,
+        }
+
+
+class Members:
+    """The table of members, and the rules by which a hello gets its session.
+
+    Parameters
+    ----------
+    incarnation : str
+        Of this broker.
+    limit : int
+        How many ids are remembered at most.
+    lease_s : float
+        Seconds without a sign of life after which a member is silent.
+    """
+
+    def __init__(self, incarnation: str, limit: int, lease_s: float) -> None:
+        self._incarnation = incarnation
+        self._limit = limit
+        self.lease_s = lease_s
+        self._by_id: dict[str, Member] = {}
+        self._counter = 0
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._by_id.values())
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def get(self, worker: str) -> Member | None:
+        """Find a member by id.
+
+        Parameters
+        ----------
+        worker : str
+            The id.
+
+        Returns
+        -------
+        Member or None
+            None if it is not known.
+        """
+        return self._by_id.get(worker)
+
+    def live(self) -> list[Member]:
+        """List the members whose lease runs.
+
+        Returns
+        -------
+        list of Member
+            In the order in which they were first seen.
+        """
+        return [member for member in self._by_id.values() if member.state == LIVE]
+
+    def greet(
+        self, worker: str, nonce: bytes, previous: str | None, user: str | None, generated: bool
+    ) -> tuple[Member, bool]:
+        """Find or make the member that a hello is for, and its session.
+
+        Parameters
+        ----------
+        worker : str
+            The id.
+        nonce : bytes
+            Of the process.
+        previous : str or None
+            The last session that the process held.
+        user : str or None
+            Identity of the key on the connection.
+        generated : bool
+            Whether the id was made up, and can be forgotten once it has left.
+
+        Returns
+        -------
+        member : Member
+            With its session issued.
+        is_new : bool
+            Whether the id was not known.
+
+        Raises
+        ------
+        RequestError
+            ``forbidden`` (another key's id), ``fenced`` (a superseded process), ``too_many_workers``.
+        """
+        member = self._by_id.get(worker)
+        if member is None:
+            if len(self._by_id) >= self._limit:
+                raise RequestError(
+                    "too_many_workers",
+                    f"at most {self._limit} worker ids are remembered; raise --max-workers or reuse ids",
+                )
+            member = self._by_id[worker] = Member(worker, user, generated)
+            self._issue(member, nonce, previous)
+            return member, True
+        if member.user != user:
+            raise RequestError("forbidden", f"worker id {worker!r} belongs to another key")
+        if nonce != member.nonce:
+            if nonce in member.past_nonces or self._is_older(previous, member):
+                raise RequestError("fenced", f"a newer process runs as worker {worker!r}; this one must end")
+            self._issue(member, nonce, previous)
+        return member, False
+
+    def renew(self, member: Member, now: float, busy_s: float) -> bool:
+        """Start a member's lease anew.
+
+        Parameters
+        ----------
+        member : Member
+            Who gave a sign of life.
+        now : float
+            Seconds on the shell's clock.
+        busy_s : float
+            Seconds that the loop has been busy so far; they do not count.
+
+        Returns
+        -------
+        bool
+            Whether it was silent, or had left, before.
+        """
+        was_silent = member.state != LIVE
+        member.state = LIVE
+        member.last_seen = now
+        member.expires = now - busy_s + self.lease_s
+        return was_silent
+
+    def expire(self, now: float, busy_s: float) -> list[Member]:
+        """Mark as silent whoever has not been heard of for the length of a lease.
+
+        Parameters
+        ----------
+        now : float
+            Seconds on the shell's clock.
+        busy_s : float
+            Seconds that the loop has been busy so far; they do not count.
+
+        Returns
+        -------
+        list of Member
+            Those that became silent now.
+        """
+        lapsed = [m for m in self._by_id.values() if m.state == LIVE and now - busy_s >= m.expires]
+        for member in lapsed:
+            member.state = SILENT
+        return lapsed
+
+    def leave(self, member: Member) -> None:
+        """Let a member go; a made-up id is forgotten, a chosen one keeps its number and cursor.
+
+        Parameters
+        ----------
+        member : Member
+            Who leaves; nothing of its is queued.
+        """
+        member.state = LEFT
+        member.past_nonces.append(member.nonce)
+        member.session, member.nonce = "", b""
+        if member.generated:
+            del self._by_id[member.worker]
+
+    def _issue(self, member: Member, nonce: bytes, previous: str | None) -> None:
+        if member.nonce:
+            member.past_nonces.append(member.nonce)
+        self._counter += 1
+        member.counter = self._counter
+        member.session = f"{self._incarnation}:{self._counter}"
+        member.nonce = nonce
+        member.origin = parse_session(previous)
+        member.attempt = 0
+        member.missing = False
+        member.waiting = None
+
+    def _is_older(self, previous: str | None, member: Member) -> bool:
+        """Tell whether a process that presents this session was superseded by the member's current one."""
+        session = parse_session(previous)
+        if session is None:
+            return False
+        incarnation, counter = session
+        if incarnation == self._incarnation:
+            return counter < member.counter
+        return member.origin is not None and member.origin[0] == incarnation and counter < member.origin[1]
+
+
+def parse_session(session: str | None) -> tuple[str, int] | None:
+    """Take a session's name apart.
+
+    Parameters
+    ----------
+    session : str or None
+        ``incarnation:counter``.
+
+    Returns
+    -------
+    tuple of (str, int) or None
+        None if it is no session's name.
+    """
+    if session is None:
+        return None
+    incarnation, _, counter = session.partition(":")
+    return (incarnation, int(counter)) if counter.isdecimal() and counter.isascii() and len(counter) < 19 else None

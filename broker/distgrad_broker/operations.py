@@ -1,0 +1,336 @@
+"""What each operation of the control channel means, and which role may ask for it.
+
+An operation gets the request and a waiter. It answers the waiter, now or later, or raises `RequestError`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from distgrad.codec import fill
+from distgrad.errors import ConfigError, GradientRefused, MalformedMessage
+from distgrad.layout import Layout, aligned_empty
+from distgrad.wire import MAX_FRAME_BYTES, MAX_ID_CHARACTERS, field
+from distgrad_broker import intake, pulls
+from distgrad_broker.events import RequestReceived, SaveEnded, SaveParameters, Shutdown
+from distgrad_broker.members import LEFT, Member
+from distgrad_broker.report import describe
+from distgrad_broker.requests import ADMIN, ANY, READ, WORKER, RequestError
+from distgrad_broker.state import CoreState, Waiter
+
+MAX_HEARTBEAT_WAIT_S = 0.05
+MAX_DRAIN_WAIT_S = 5.0
+# Long enough for the replies and for those who ask once more to be told.
+DESTROY_LINGER_S = 5.0
+
+Handler = Callable[[CoreState, RequestReceived, Waiter, float], None]
+
+
+class Operation(NamedTuple):
+    """One operation: who may ask, whether it changes something, and what it does."""
+
+    roles: frozenset[str]
+    is_mutating: bool
+    handle: Handler
+
+
+def hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+    """Issue a session to a worker's process (PROTOCOL 4-6)."""
+    header = request.header
+    worker: str = field(header, "worker", str)
+    nonce: bytes = field(header, "nonce", bytes)
+    lowest: int = field(header, "lowest", int, 0, low=0)
+    previous: str | None = field(header, "session", str, None)
+    generated: bool = field(header, "generated", bool, False)
+    if not 0 < len(worker) <= MAX_ID_CHARACTERS or not worker.isprintable():
+        raise RequestError("invalid", f"a worker id has 1 to {MAX_ID_CHARACTERS} printable characters")
+    if not 8 <= len(nonce) <= 64:
+        raise RequestError("invalid", f"a nonce has 8 to 64 bytes, got {len(nonce)}")
+    if state.is_closing:
+        raise RequestError("failed", "the broker is shutting down")
+    member, is_new = state.members.greet(worker, nonce, previous, request.user, generated)
+    # Nothing was kept on disk: what an earlier incarnation settled is known to the worker alone.
+    adopted = is_new and lowest > 1
+    if lowest > member.accepted + 1 and not adopted:
+        raise RequestError(
+            "invalid", f"the window begins at {lowest}, but number {member.accepted + 1} of {worker!r:.80} never came"
+        )
+    if adopted:
+        member.accepted = member.settled = lowest - 1
+    was_silent = state.members.renew(member, now, state.busy_s)
+    intake.rebalance(state)
+    if is_new or was_silent:
+        state.log(logging.INFO, "worker joined" if is_new else "worker is back", worker=worker, session=member.session)
+    layout = state.versions.layout
+    fields = {
+        "session": member.session,
+        "accepted": member.accepted,
+        "settled": member.settled,
+        "adopted": adopted,
+        "cursor": member.cursor,
+        "gradients": state.settings.gradients,
+        "lease_s": state.members.lease_s,
+        "queue_bytes": state.grants.budget_bytes,
+        "grant": member.promised,
+        "grant_seq": member.grant_seq,
+    }
+    state.answer(waiter, fields, [] if layout is None else [layout.to_frame()])
+
+
+def heartbeat(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+    """Renew a lease, take in what the worker says of its window, and tell what is settled (PROTOCOL 8-11)."""
+    header = request.header
+    member = _member_of(state, request)
+    attempt: int = field(header, "attempt", int, low=1)
+    sent: int = field(header, "sent", int, low=0)
+    settled: int = field(header, "settled", int, low=0)
+    grant_seq: int = field(header, "grant_seq", int, low=0)
+    held: int = field(header, "held", int, low=0)
+    want: int = field(header, "want", int, 0, low=0)
+    until: int = field(header, "until", int, 0, low=0)
+    wait_s = min(field(header, "wait_s", float, 0.0, low=0), MAX_HEARTBEAT_WAIT_S)
+    knows = header.get("fingerprint")
+    if attempt > member.attempt:
+        member.attempt = attempt
+        member.missing = False
+    if state.members.renew(member, now, state.busy_s):
+        state.log(logging.INFO, "worker is back", worker=member.worker, session=member.session)
+    member.sent = sent
+    while member.refusals and member.refusals[0][0] <= settled:
+        member.refusals.popleft()
+    member.waiting = None  # a newer heartbeat replaces one that still waits
+    state.grants.echo(member, grant_seq, held, want, sent)
+    intake.rebalance(state)
+    is_news = (
+        member.missing
+        or member.grant_seq != grant_seq
+        or bool(member.refusals)
+        or knows != state.fingerprint
+        or (until and member.settled >= until)
+    )
+    if is_news or wait_s <= 0:
+        state.answer(waiter, intake.heartbeat_fields(member))
+        return
+    waiter.deadline = now + wait_s
+    waiter.data = intake.HeartbeatWait(until or 2**63, max(1, member.committed // 4))
+    member.waiting = waiter
+
+    def give_up(late: Waiter, _: float) -> None:
+        if member.waiting is late:
+            intake.answer_heartbeat(state, member)
+        else:
+            late.is_done = True
+
+    state.wait(waiter, give_up)
+
+
+def leave(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+    """Let a worker go that has nothing unsettled (PROTOCOL 16)."""
+    member = _member_of(state, request)
+    if member.queued_bytes or member.settled != member.accepted:
+        raise RequestError("invalid", f"{member.accepted - member.settled} gradient(s) are not settled; flush first")
+    state.grants.withdraw(member)
+    state.members.leave(member)
+    intake.rebalance(state)
+    state.log(logging.INFO, "worker left", worker=member.worker, settled=member.settled)
+    state.answer(waiter, {})
+
+
+def set_parameters(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+    """Replace the parameters, or take them away; a worker may only offer the first ones (PROTOCOL 16)."""
+    header, frames = request.header, request.frames
+    if_absent: bool = field(header, "if_absent", bool, False)
+    absent: bool = field(header, "absent", bool, False)
+    if request.role not in (None, ADMIN) and (not if_absent or absent):
+        raise RequestError("forbidden", "a worker's key may set parameters only with if_absent; use an admin key")
+    if if_absent and state.versions.layout is not None:
+        state.answer(waiter, {"changed": False})
+        return
+    if absent:
+        changed = state.versions.layout is not None
+        state.versions.clear()
+    else:
+        if not frames or len(frames[0]) > MAX_FRAME_BYTES:
+            raise MalformedMessage("set needs a layout frame of at most 4 MiB, then the parts")
+        layout = Layout.from_frame(frames[0])
+        expected = layout.parameter_bytes
+        size = sum(len(frame) for frame in frames[1:])
+        if size != expected:
+            raise MalformedMessage(f"parameters of this layout have {expected} bytes, got {size}")
+        state.resize_budget(layout.gradient_bytes)
+        arenas = [aligned_empty(arena.size, arena.dtype) for arena in layout.arenas]
+        try:
+            fill(layout, frames[1:], arenas)
+        except GradientRefused as refusal:
+            raise MalformedMessage(refusal.message) from refusal
+        state.versions.set(layout, arenas)
+        changed = True
+    state.generation += 1
+    state.log(logging.INFO, "parameters set" if not absent else "parameters removed", generation=state.generation)
+    if absent and state.drain_left:
+        intake.end_drain(state)  # without parameters nothing more can be applied
+    intake.rebalance(state)
+    _tell_everybody(state, now)
+    state.answer(waiter, {"changed": changed})
+
+
+def start(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+    """Let the updater run."""
+    changed = not state.is_running
+    state.is_running = True
+    state.drain_left = 0
+    if changed:
+        state.log(logging.INFO, "updater started", queued=len(state.queue))
+        _tell_everybody(state, now)
+    state.answer(waiter, {"changed": changed})
+
+
+def stop(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+    """Stop the updater, after what is accepted now if asked to drain (PROTOCOL 16)."""
+    drain: bool = field(request.header, "drain", bool, False)
+    changed = state.is_running
+    state.is_running = False
+    if changed:
+        state.drain_left = len(state.queue) if drain and state.versions.layout is not None else 0
+        state.log(logging.INFO, "updater stopped", queued=len(state.queue), draining=state.drain_left)
+        _tell_everybody(state, now)
+    elif not drain:
+        intake.end_drain(state)
+    if not (drain and state.drain_left):
+        state.answer(waiter, {"changed": changed, "drained": True})
+        return
+    waiter.data = changed
+    waiter.deadline = now + MAX_DRAIN_WAIT_S
+    key = waiter.client or waiter.envelope
+    state.drains[key] = waiter
+
+    def give_up(late: Waiter, _: float) -> None:
+        state.drains.pop(key, None)
+        state.answer(late, {"changed": late.data, "drained": False})
+
+    state.wait(waiter, give_up)
+
+
+def clear(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+    """Settle as cleared what is accepted at this moment (PROTOCOL 16)."""
+    cleared = intake.clear_queue(state, now)
+    state.log(logging.INFO, "queue cleared", cleared=cleared)
+    state.answer(waiter, {"cleared": cleared})
+
+
+def configure(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+    """Change the mode or numbers of the rule; all of it or nothing."""
+    settings = dict(field(request.header, "settings", dict))
+    holder = state.versions.holder
+    former_mode = holder.mode
+    mode = settings.pop("mode", None)
+    try:
+        if mode is not None:
+            holder.set_mode(mode)
+        if settings:
+            holder.set_rule_numbers(**{str(name): value for name, value in settings.items()})
+    except (ConfigError, TypeError) as error:
+        holder.set_mode(former_mode)
+        raise RequestError("invalid", str(error)) from error
+    rule = holder.rule
+    in_force = {"mode": holder.mode, "optimizer": rule.name if rule else None, **(rule.settings() if rule else {})}
+    state.log(logging.INFO, "configured", **in_force)
+    state.answer(waiter, {"settings": in_force})
+
+
+def status(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+    """Tell how the broker does."""
+    state.answer(waiter, {"status": describe(state)})
+
+
+def workers(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+    """Tell of every worker that is known."""
+    state.answer(waiter, {"workers": [member.describe(now) for member in state.members]})
+
+
+def save(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+    """Have the file thread write the parameters to the file that the broker was started with."""
+    if state.settings.save_path is None:
+        raise RequestError("invalid", "the broker was started without --save FILE, so it has no place to write to")
+    if state.versions.layout is None:
+        raise RequestError("no_parameters", "no parameters were set yet")
+    if state.saves:
+        raise RequestError("failed", "another save is under way; try again when it has ended")
+    token, layout, arenas, version = state.versions.pin(now)
+    state.saves_asked += 1
+    state.saves[state.saves_asked] = (token, waiter)
+    state.effects.append(SaveParameters(state.saves_asked, layout, arenas, version))
+
+
+def end_save(state: CoreState, event: SaveEnded) -> None:
+    """Tell who asked for a save what became of it.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    event : SaveEnded
+        From the file thread.
+    """
+    token, waiter = state.saves.pop(event.ticket)
+    state.versions.release(token)
+    if event.error is None:
+        state.log(logging.INFO, "parameters saved", path=event.path)
+        state.answer(waiter, {"path": event.path})
+    else:
+        state.log(logging.ERROR, "save failed", path=event.path, error=event.error)
+        state.fail(waiter, RequestError("failed", f"cannot save to {event.path}: {event.error}"))
+
+
+def destroy(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+    """Stop for good: forget queue and parameters, and end the process."""
+    intake.clear_queue(state, now)
+    state.is_running = False
+    state.is_destroyed = True
+    state.generation += 1
+    state.versions.clear()
+    state.log(logging.INFO, "destroyed", version=state.versions.version)
+    _tell_everybody(state, now)
+    state.answer(waiter, {})
+    state.effects.append(Shutdown(DESTROY_LINGER_S))
+
+
+OPERATIONS: dict[str, Operation] = {
+    "hello": Operation(frozenset({WORKER}), False, hello),
+    "heartbeat": Operation(frozenset({WORKER}), False, heartbeat),
+    "leave": Operation(frozenset({WORKER}), True, leave),
+    "get": Operation(ANY, False, pulls.get),
+    "range": Operation(ANY, False, pulls.read_range),
+    "set": Operation(frozenset({ADMIN, WORKER}), True, set_parameters),
+    "start": Operation(frozenset({ADMIN}), True, start),
+    "stop": Operation(frozenset({ADMIN}), True, stop),
+    "clear": Operation(frozenset({ADMIN}), True, clear),
+    "configure": Operation(frozenset({ADMIN}), True, configure),
+    "status": Operation(ANY, False, status),
+    "workers": Operation(frozenset({ADMIN, READ}), False, workers),
+    "save": Operation(frozenset({ADMIN}), True, save),
+    "destroy": Operation(frozenset({ADMIN}), True, destroy),
+}
+
+
+def _member_of(state: CoreState, request: RequestReceived) -> Member:
+    """Find the member that a request speaks for; its session must be the current one (PROTOCOL 4)."""
+    worker: str = field(request.header, "worker", str)
+    session: str = field(request.header, "session", str)
+    member = state.members.get(worker)
+    if member is None or member.state == LEFT or session.partition(":")[0] != state.incarnation:
+        raise RequestError("unknown_worker", f"no session of worker {worker!r:.80} here; say hello")
+    if member.user != request.user:
+        raise RequestError("forbidden", f"worker id {worker!r:.80} belongs to another key")
+    if session != member.session:
+        raise RequestError("fenced", f"a newer process runs as worker {worker!r:.80}; this one must end")
+    return member
+
+
+def _tell_everybody(state: CoreState, now: float) -> None:
+    """Answer all who wait: what they know of the parameters or of the updater is out of date."""
+    for member in state.members:
+        intake.answer_heartbeat(state, member)
+    pulls.answer_all(state, now)

@@ -1,0 +1,57 @@
+"""What `status` tells: the broker's state as one map of names and numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distgrad.version import __version__
+from distgrad_broker.members import LIVE
+from distgrad_broker.state import CoreState
+
+
+def describe(state: CoreState) -> dict[str, Any]:
+    """Describe the broker's state.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+
+    Returns
+    -------
+    dict
+        Ready for msgpack and JSON.
+    """
+    versions = state.versions
+    layout = versions.layout
+    rule = versions.holder.rule
+    return {
+        "distgrad": __version__,
+        "incarnation": state.incarnation,
+        "generation": state.generation,
+        "version": versions.version,
+        "running": state.is_running,
+        "draining": state.drain_left,
+        "has_parameters": layout is not None,
+        "leaves": 0 if layout is None else len(layout.leaves),
+        "parameter_bytes": 0 if layout is None else layout.parameter_bytes,
+        "mode": versions.holder.mode,
+        "optimizer": None if rule is None else {"name": rule.name, **rule.settings()},
+        "policy": state.policy.name,
+        "queued": len(state.queue),
+        "queued_bytes": state.queued_bytes,
+        "queue_bytes": state.grants.budget_bytes,
+        "granted_bytes": state.grants.committed_bytes(state.members),
+        "waiting_for_turn": state.grants.waiting_for_turn,
+        "workers": len(state.members),
+        "workers_live": sum(member.state == LIVE for member in state.members),
+        "applied": state.outcomes["applied"],
+        "superseded": state.outcomes["superseded"],
+        "cleared": state.outcomes["cleared"],
+        "refused": dict(state.refused),
+        "dropped": dict(state.dropped),
+        "rejected": dict(state.rejected),
+        "snapshots_held": versions.held,
+        "snapshots_revoked": versions.revoked,
+        "waiting_pulls": len(state.pulls),
+    }

@@ -1,0 +1,301 @@
+"""Everything that the core owns, in one place: what is queued, who waits for what, and the counters.
+
+Only the core's own modules change it, and only inside `Core.handle`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distgrad.wire import PROTOCOL_VERSION, Gradient, State, charge
+from distgrad_broker.events import Effect, Envelope, Log, Reply
+from distgrad_broker.grants import Grants
+from distgrad_broker.members import Members
+from distgrad_broker.policy import Policy
+from distgrad_broker.requests import ClientKey, RememberedReplies, RequestError
+from distgrad_broker.versions import Versions
+
+DEFAULT_QUEUE_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class CoreSettings:
+    """What the core is told at the start.
+
+    Attributes
+    ----------
+    incarnation : str
+        New for every broker that starts without recovering.
+    gradients : str
+        Endpoint that `hello` tells workers.
+    queue_bytes : int or None
+        Budget of all grants; None is 256 MiB or two gradients, whichever is more.
+    max_workers : int
+        Worker ids remembered at most.
+    lease_s : float
+        Seconds without a sign of life after which a worker is silent.
+    is_stopped : bool
+        Begin with the updater stopped.
+    save_path : str or None
+        File that `save` writes.
+    """
+
+    incarnation: str
+    gradients: str
+    queue_bytes: int | None = None
+    max_workers: int = 1024
+    lease_s: float = 30.0
+    is_stopped: bool = False
+    save_path: str | None = None
+
+
+class Waiter:
+    """A request whose reply is not due yet."""
+
+    __slots__ = ("client", "data", "deadline", "envelope", "is_done", "on_deadline", "request_id")
+
+    def __init__(self, envelope: Envelope, request_id: int | None, client: ClientKey | None, deadline: float) -> None:
+        self.envelope = envelope
+        self.request_id = request_id
+        self.client = client
+        self.deadline = deadline
+        self.is_done = False
+        self.data: Any = None
+        self.on_deadline: Any = None
+
+
+class CoreState:
+    """The core's memory.
+
+    Parameters
+    ----------
+    settings : CoreSettings
+        As the broker was started.
+    versions : Versions
+        The parameters.
+    policy : Policy
+        When a gradient counts.
+    """
+
+    def __init__(self, settings: CoreSettings, versions: Versions, policy: Policy) -> None:
+        self.settings = settings
+        self.versions = versions
+        self.policy = policy
+        self.incarnation = settings.incarnation
+        self.generation = 0
+        self.is_running = not settings.is_stopped
+        self.is_closing = False
+        self.is_destroyed = False
+        # How many gradients at the head of the queue a draining stop still lets through; 0 otherwise.
+        self.drain_left = 0
+        self.queue: deque[Gradient] = deque()
+        self.queued_bytes = 0
+        self.members = Members(settings.incarnation, settings.max_workers, settings.lease_s)
+        self.grants = Grants(settings.queue_bytes or DEFAULT_QUEUE_BYTES)
+        self.remembered = RememberedReplies()
+        self.pulls: dict[Any, Waiter] = {}
+        self.drains: dict[Any, Waiter] = {}
+        self.saves: dict[int, tuple[str, Waiter]] = {}
+        self.saves_asked = 0
+        self.busy_s = 0.0
+        self.next_sweep = 0.0
+        self.outcomes: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()
+        self.effects: list[Effect] = []
+        self._deadlines: list[tuple[float, int, Waiter]] = []
+        self._waiters_made = 0
+
+    @property
+    def name(self) -> State:
+        """The name of the current state of the parameters."""
+        return State(self.incarnation, self.generation, self.versions.version)
+
+    @property
+    def fingerprint(self) -> int | None:
+        """Of the current layout, or None while there are no parameters."""
+        layout = self.versions.layout
+        return None if layout is None else layout.fingerprint
+
+    def resize_budget(self, gradient_payload_bytes: int) -> None:
+        """Fit the budget to the size of a gradient, or refuse that size.
+
+        Parameters
+        ----------
+        gradient_payload_bytes : int
+            Bytes of one gradient's payload.
+
+        Raises
+        ------
+        RequestError
+            ``too_large`` if what the policy must hold does not fit.
+        """
+        one = charge(gradient_payload_bytes)
+        budget = self.settings.queue_bytes or max(DEFAULT_QUEUE_BYTES, 2 * one)
+        needed = self.policy.must_hold * one
+        if needed > budget:
+            raise RequestError(
+                "too_large",
+                f"the {self.policy.name} policy must hold {self.policy.must_hold} gradient(s), {needed} bytes, but "
+                f"--queue-bytes is {budget}; raise it to at least {needed}",
+            )
+        self.grants.resize(budget, one)
+
+    def log(self, level: int, phrase: str, **fields: Any) -> None:
+        """Ask the shell for a line in the log.
+
+        Parameters
+        ----------
+        level : int
+            As in `logging`.
+        phrase : str
+            Fixed words.
+        **fields : object
+            What varies.
+        """
+        self.effects.append(Log(level, phrase, fields))
+
+    def reply_header(self, request_id: int | None, fields: dict[str, Any]) -> dict[str, Any]:
+        """Build the header of a successful reply.
+
+        Parameters
+        ----------
+        request_id : int or None
+            The request's.
+        fields : dict
+            The operation's own keys.
+
+        Returns
+        -------
+        dict
+            The header.
+        """
+        return {
+            "v": PROTOCOL_VERSION,
+            "ok": True,
+            "id": request_id,
+            "incarnation": self.incarnation,
+            "generation": self.generation,
+            "version": self.versions.version,
+            "running": self.is_running,
+            "fingerprint": self.fingerprint,
+            **fields,
+        }
+
+    def error_header(self, request_id: int | None, error: RequestError) -> dict[str, Any]:
+        """Build the header of a reply that tells of an error.
+
+        Parameters
+        ----------
+        request_id : int or None
+            The request's.
+        error : RequestError
+            What went wrong.
+
+        Returns
+        -------
+        dict
+            The header.
+        """
+        header = self.reply_header(request_id, {"error": error.code, "message": error.message})
+        header["ok"] = False
+        if error.detail is not None:
+            header["detail"] = error.detail
+        return header
+
+    def answer(self, waiter: Waiter, fields: dict[str, Any], frames: Sequence[Any] = ()) -> None:
+        """Give a waiting request its reply, once.
+
+        Parameters
+        ----------
+        waiter : Waiter
+            Who waits.
+        fields : dict
+            The operation's own keys.
+        frames : sequence of buffers
+            Raw frames behind the header.
+        """
+        self._give(waiter, self.reply_header(waiter.request_id, fields), frames)
+
+    def fail(self, waiter: Waiter, error: RequestError) -> None:
+        """Give a waiting request an error, once.
+
+        Parameters
+        ----------
+        waiter : Waiter
+            Who waits.
+        error : RequestError
+            What went wrong.
+        """
+        self._give(waiter, self.error_header(waiter.request_id, error), ())
+
+    def send(self, waiter: Waiter, header: dict[str, Any]) -> None:
+        """Send a remembered reply once more.
+
+        Parameters
+        ----------
+        waiter : Waiter
+            Who asked again.
+        header : dict
+            The reply as it was.
+        """
+        self._give(waiter, header, ())
+
+    def _give(self, waiter: Waiter, header: dict[str, Any], frames: Sequence[Any]) -> None:
+        if waiter.is_done:
+            return
+        waiter.is_done = True
+        if waiter.client is not None and waiter.request_id is not None:
+            self.remembered.finish(waiter.client, waiter.request_id, header)
+        self.effects.append(Reply(waiter.envelope, header, frames))
+
+    def wait(self, waiter: Waiter, on_deadline: Any) -> None:
+        """Let a request wait.
+
+        Parameters
+        ----------
+        waiter : Waiter
+            Who waits, until its deadline at the latest.
+        on_deadline : callable
+            Called with the waiter and the time when the deadline has come.
+        """
+        waiter.on_deadline = on_deadline
+        self._waiters_made += 1
+        heapq.heappush(self._deadlines, (waiter.deadline, self._waiters_made, waiter))
+
+    def next_deadline(self) -> float | None:
+        """Tell when the next waiting request must be answered.
+
+        Returns
+        -------
+        float or None
+            Seconds on the shell's clock; None if nobody waits.
+        """
+        while self._deadlines and self._deadlines[0][2].is_done:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def due(self, now: float) -> list[Waiter]:
+        """Take out the requests whose deadline has come.
+
+        Parameters
+        ----------
+        now : float
+            Seconds on the shell's clock.
+
+        Returns
+        -------
+        list of Waiter
+            Not answered yet.
+        """
+        due = []
+        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].is_done):
+            waiter = heapq.heappop(self._deadlines)[2]
+            if not waiter.is_done:
+                due.append(waiter)
+        return due

@@ -1,0 +1,272 @@
+"""``distgrad admin ADDRESS COMMAND``: control a running broker from a shell.
+
+Results go to standard output, errors to standard error; the exit code is 0 for done, 1 for refused by the broker, 2 for
+wrong usage or a bad file, 3 for a broker that cannot be reached.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from distgrad import parameter_files
+from distgrad.admin import Admin
+from distgrad.errors import (
+    BrokerUnreachable,
+    CheckpointError,
+    ConfigError,
+    DistgradError,
+    KeyFileError,
+    NoParameters,
+)
+
+EXIT_REFUSED, EXIT_USAGE, EXIT_UNREACHABLE = 1, 2, 3
+
+
+class _Refused(click.ClickException):
+    exit_code = EXIT_REFUSED
+
+
+class _Misused(click.ClickException):
+    exit_code = EXIT_USAGE
+
+
+class _Unreachable(click.ClickException):
+    exit_code = EXIT_UNREACHABLE
+
+
+class _AdminGroup(click.Group):
+    """A group with an argument of its own, whose commands end with a sentence instead of a traceback."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # click takes a group's options in front of its first argument only; people write them behind it too.
+        with_value = {name for option in self.params if isinstance(option, click.Option) for name in option.opts}
+        options: list[str] = []
+        words = list(args)
+        address: list[str] = []
+        while words and (words[0].startswith("-") or not address):
+            if not words[0].startswith("-"):
+                address.append(words.pop(0))
+                continue
+            takes_next = words[0] in with_value
+            options.append(words.pop(0))
+            if takes_next and words:
+                options.append(words.pop(0))
+        return super().parse_args(ctx, [*options, *address, *words])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DistgradError as error:
+            # An error as one line, its hint as another.
+            sentence = f"{error}\n{error.hint}" if error.hint else str(error)
+            if isinstance(error, BrokerUnreachable):
+                raise _Unreachable(sentence) from error
+            if isinstance(error, ConfigError | CheckpointError | KeyFileError):
+                raise _Misused(sentence) from error
+            raise _Refused(sentence) from error
+
+
+@click.group(cls=_AdminGroup)
+@click.argument("address")
+@click.option("--keys", type=click.Path(path_type=Path, dir_okay=False), help="Key file, for a broker that has keys.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True,
+    help="Seconds that the broker may stay silent.",
+)  # fmt: skip
+@click.pass_context
+def admin(ctx: click.Context, address: str, keys: Path | None, timeout: float) -> None:
+    """Control the broker at ADDRESS (HOST, HOST:PORT or tcp://HOST:PORT)."""
+    ctx.obj = ctx.with_resource(Admin(address, keys, timeout))
+
+
+@admin.command()
+@click.pass_obj
+def start(broker: Admin) -> None:
+    """Apply gradients."""
+    click.echo("started" if broker.start() else "was running already")
+
+
+@admin.command()
+@click.option("--drain/--no-drain", default=True, show_default=True, help="Apply what is queued first.")
+@click.pass_obj
+def stop(broker: Admin, drain: bool) -> None:
+    """Stop applying gradients; workers then wait."""
+    click.echo("stopped" if broker.stop(drain=drain) else "was stopped already")
+
+
+@admin.command()
+@click.pass_obj
+def clear(broker: Admin) -> None:
+    """Drop the gradients that are queued."""
+    click.echo(f"dropped {broker.clear_gradients()} gradients")
+
+
+@admin.command()
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help=".safetensors or .npz")
+@click.pass_obj
+def get(broker: Admin, out: Path) -> None:
+    """Write the parameters to a file."""
+    parameter_files.check_suffix(out)
+    fetched = broker.fetch()
+    if fetched is None:
+        raise NoParameters("the broker has no parameters yet")
+    layout = fetched.layout
+    parameter_files.write(out, layout.nest(layout.views(fetched.arenas)))
+    click.echo(f"wrote {out}: version {fetched.state.version}, {_leaves(len(layout.leaves))}")
+
+
+@admin.command(name="set")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.pass_obj
+def set_(broker: Admin, file: Path) -> None:
+    """Replace the parameters by those of FILE (.safetensors or .npz).
+
+    If the broker's parameters have the same names, they keep their structure; otherwise they become a flat dict.
+    """
+    arrays = parameter_files.read(file)
+    broker.set_model_parameters(parameter_files.as_nest(arrays, like=broker.fetch_layout()))
+    click.echo(f"set {_leaves(len(arrays))} from {file}")
+
+
+@admin.command()
+@click.argument("settings", nargs=-1, metavar="KEY=VALUE...")
+@click.pass_obj
+def configure(broker: Admin, settings: Sequence[str]) -> None:
+    """Change the mode (mode=ascent) or numbers of the update rule (lr=0.01); print what is in force."""
+    chosen = dict(_setting(text) for text in settings)
+    mode = chosen.pop("mode", None)
+    in_force = broker.set_parameters(mode, **chosen)
+    for name, value in in_force.items():
+        click.echo(f"{name}={_text(value)}")
+
+
+@admin.command()
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
+@click.option("--watch", is_flag=True, help="Go on until Ctrl-C.")
+@click.option(
+    "--every", type=click.FloatRange(min=0.05), default=1.0, show_default=True, help="Seconds between, with --watch."
+)
+@click.pass_obj
+def status(broker: Admin, as_json: bool, watch: bool, every: float) -> None:
+    """Show what the broker is doing."""
+    states = _repeat(broker, every) if watch else iter([broker.status()])
+    if as_json:
+        for state in states:
+            click.echo(_json(state))
+        return
+    console = Console()
+    if not watch:
+        console.print(_status_table(broker.address, next(states)))
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        for state in states:
+            live.update(_status_table(broker.address, state), refresh=True)
+
+
+@admin.command()
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
+@click.pass_obj
+def workers(broker: Admin, as_json: bool) -> None:
+    """List the workers that the broker knows."""
+    rows = broker.workers()
+    if as_json:
+        click.echo(_json(rows))
+    elif not rows:
+        click.echo("no workers yet")
+    else:
+        Console().print(_workers_table(rows))
+
+
+@admin.command()
+@click.pass_obj
+def save(broker: Admin) -> None:
+    """Have the broker write its parameters to the file that it was started with."""
+    click.echo(f"saved to {_text(broker.save())}")
+
+
+@admin.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def destroy(broker: Admin, yes: bool) -> None:
+    """End the broker; its queue and its parameters are gone."""
+    if not yes:
+        click.confirm(f"End the broker at {broker.address} and drop its parameters?", abort=True)
+    broker.destroy()
+    click.echo("destroyed")
+
+
+def _repeat(broker: Admin, every: float) -> Iterator[dict[str, Any]]:
+    while True:
+        yield broker.status()
+        time.sleep(every)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """Read one ``key=value``: a number, ``true``, ``false``, or text for the mode."""
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise click.BadParameter(f"must look like lr=0.01 or mode=ascent, got {text!r}", param_hint="KEY=VALUE")
+    if key == "mode":
+        return key, value
+    if value.lower() in ("true", "false"):
+        return key, value.lower() == "true"
+    try:
+        return key, float(value)
+    except ValueError:
+        raise click.BadParameter(f"{key} must be a number, true or false, got {value!r}", param_hint=key) from None
+
+
+def _leaves(count: int) -> str:
+    return "1 array" if count == 1 else f"{count} arrays"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=lambda other: other.hex() if isinstance(other, bytes) else str(other))
+
+
+def _text(value: Any) -> str:
+    """Show a value from a peer without letting it move the cursor or colour the terminal."""
+    if isinstance(value, float):
+        text = f"{value:.6g}"
+    elif isinstance(value, Mapping | list | tuple | bytes):
+        text = _json(value)
+    else:
+        text = "-" if value is None else str(value)
+    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
+
+
+def _rows(status: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in status.items():
+        if isinstance(value, Mapping) and value:
+            yield from _rows(value, f"{prefix}{key}.")
+        else:
+            yield prefix + _text(key), _text(value)
+
+
+def _status_table(address: str, status: Mapping[str, Any]) -> Table:
+    table = Table(title=f"broker at {address}", title_justify="left", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in _rows(status):
+        table.add_row(Text(key), Text(value))
+    return table
+
+
+def _workers_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table()
+    for column in columns:
+        table.add_column(Text(_text(column)), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_text(row.get(column))) for column in columns))
+    return table

@@ -1,0 +1,91 @@
+"""Which arrays are carried, and how new ones are made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from .errors import LayoutError
+
+TRAINABLE = ("float16", "float32", "float64")
+"""Dtypes that an update changes, in the order of their arenas."""
+DTYPES = (*TRAINABLE, "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+"""Every dtype that is carried, in the order of the arenas."""
+
+_ALIGNMENT, _PAGE, _LARGE_BYTES = 64, 4096, 1 << 20
+_CARRIED = {dtype: dtype for dtype in map(np.dtype, DTYPES)}  # longlong and int64 are equal, but two objects
+
+
+def carried_dtype(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
+    """Find the dtype under which an array is carried.
+
+    Parameters
+    ----------
+    dtype : dtype
+        Any dtype, in any byte order.
+
+    Returns
+    -------
+    dtype or None
+        One of `DTYPES` in native byte order, always the same object; ``None`` if it is not carried.
+    """
+    return _CARRIED.get(dtype.newbyteorder("="))
+
+
+def aligned_empty(size: int, dtype: DTypeLike) -> NDArray[Any]:
+    """Make an uninitialised array that starts on a cache line, or on a page if it is large.
+
+    Parameters
+    ----------
+    size : int
+        Number of elements, >= 0.
+    dtype : dtype_like
+        Their type.
+
+    Returns
+    -------
+    ndarray of dtype, shape (size,)
+        64-byte aligned; page-aligned from 1 MiB on.
+    """
+    dtype = np.dtype(dtype)
+    n_bytes = size * dtype.itemsize
+    alignment = _PAGE if n_bytes >= _LARGE_BYTES else _ALIGNMENT
+    raw = np.empty(n_bytes + alignment, np.uint8)
+    start = -raw.__array_interface__["data"][0] % alignment
+    return raw[start : start + n_bytes].view(dtype)
+
+
+def as_array(value: Any, name: str) -> NDArray[Any]:
+    """View a leaf as an array, without copying what is one already.
+
+    Parameters
+    ----------
+    value : array_like
+        An ndarray, a number, or anything with ``__array__`` (a tensor on the CPU, say).
+    name : str
+        Path of the leaf, for the error.
+
+    Returns
+    -------
+    ndarray
+        The leaf.
+
+    Raises
+    ------
+    LayoutError
+        If the leaf is nothing of this kind.
+    """
+    if type(value) is np.ndarray:
+        return value
+    numeric = isinstance(value, (bool, int, float, complex, np.generic)) or hasattr(value, "__array__")
+    if not numeric or isinstance(value, np.ma.MaskedArray):
+        raise LayoutError(
+            f"leaf {name!r} is a {type(value).__name__}; expected arrays nested in dict, list, tuple or namedtuple",
+            leaf=name,
+        )
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # a tensor elsewhere
+        raise LayoutError(f"leaf {name!r} cannot be read as an array: {error}", leaf=name) from error

@@ -1,0 +1,132 @@
+"""Between arenas and payload parts: how a gradient's numbers become frames and numbers again.
+
+The only encoding so far is ``raw``: the arenas' own bytes, cut where `Layout.parts` cuts them, without a copy on either
+side. Smaller encodings belong here, between `Worker.push` and the wire; nothing else looks inside a payload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from distgrad.errors import GradientRefused
+from distgrad.layout import Layout
+from distgrad.wire import PART_BYTES, RAW
+
+
+def encode(layout: Layout, arenas: Sequence[np.ndarray[Any, Any]], *, trained_only: bool = True) -> list[memoryview]:
+    """Cut arenas into parts, without a copy.
+
+    Parameters
+    ----------
+    layout : Layout
+        What the arenas hold.
+    arenas : sequence of ndarray, 1-D
+        The trained arenas, or all of them, in the layout's order.
+    trained_only : bool
+        Whether only the trained arenas are given, as for a gradient.
+
+    Returns
+    -------
+    list of memoryview
+        Views of the arenas of at most 1 MiB each; they keep the arenas alive and follow later changes to them.
+    """
+    n_arenas = layout.n_trainable_arenas if trained_only else len(layout.arenas)
+    return [
+        arenas[arena][start:stop].data.cast("B") for arena, start, stop in layout.parts(n_arenas, PART_BYTES)
+    ]
+
+
+def decode(layout: Layout, encoding: str, parts: Sequence[Any], size: int) -> list[np.ndarray[Any, Any]]:
+    """Read a gradient's parts as arrays, checking their sizes before any array is made.
+
+    Parameters
+    ----------
+    layout : Layout
+        The layout of the parameters, whose fingerprint the caller has compared.
+    encoding : str
+        From the gradient's header.
+    parts : sequence of buffers
+        The payload frames.
+    size : int
+        Their bytes in all.
+
+    Returns
+    -------
+    list of ndarray, 1-D
+        Aligned arrays that cover the trained arenas in order. Views of the frames; a frame that is not aligned
+        (small ones often are not: ZeroMQ hands out pieces of its receive buffer) is copied.
+
+    Raises
+    ------
+    GradientRefused
+        ``encoding``, ``truncated``, ``too_large`` or ``malformed``.
+    """
+    if encoding != RAW:
+        raise GradientRefused("encoding", f"encoding must be {RAW!r}, got {encoding!r:.40}")
+    expected = layout.gradient_bytes
+    if size != expected:
+        reason = "truncated" if size < expected else "too_large"
+        raise GradientRefused(reason, f"a gradient of this layout has {expected} bytes, got {size}")
+    arrays = []
+    if layout.n_trainable_arenas == 1:
+        dtype = layout.arenas[0].dtype
+        for part in parts:
+            arrays.append(_array(part, dtype))
+        return arrays
+    arena, left = 0, layout.arenas[0].size * layout.arenas[0].dtype.itemsize if layout.arenas else 0
+    for part in parts:
+        while left == 0 and arena + 1 < layout.n_trainable_arenas:
+            arena += 1
+            left = layout.arenas[arena].size * layout.arenas[arena].dtype.itemsize
+        if len(part) > left:
+            raise GradientRefused("malformed", "a part spans arenas; cut the payload where an arena ends")
+        left -= len(part)
+        arrays.append(_array(part, layout.arenas[arena].dtype))
+    return arrays
+
+
+def _array(part: Any, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    try:
+        array = np.frombuffer(part, dtype)
+    except ValueError as error:
+        raise GradientRefused("malformed", f"a part of {len(part)} bytes cuts an element of {dtype}") from error
+    return array if array.flags.aligned else array.copy()
+
+
+def fill(layout: Layout, parts: Sequence[Any], arenas: Sequence[np.ndarray[Any, Any]], first: int = 0) -> int:
+    """Copy parts of a whole set of parameters into their places.
+
+    Parameters
+    ----------
+    layout : Layout
+        What the arenas hold.
+    parts : sequence of buffers
+        Consecutive parts as distgrad cuts them.
+    arenas : sequence of ndarray, 1-D
+        All arenas of the layout; written to.
+    first : int
+        Index of the first of `parts` among all parts of the layout.
+
+    Returns
+    -------
+    int
+        Index of the part after the last one copied.
+
+    Raises
+    ------
+    GradientRefused
+        ``truncated`` or ``too_large``, if a part's length is not that of its place.
+    """
+    places = layout.parts(None, PART_BYTES)
+    if first + len(parts) > len(places):
+        raise GradientRefused("too_large", f"this layout has {len(places)} parts, got {first + len(parts)}")
+    for part, (arena, start, stop) in zip(parts, places[first:], strict=False):
+        target = arenas[arena][start:stop].data.cast("B")
+        if len(part) != len(target):
+            reason = "truncated" if len(part) < len(target) else "too_large"
+            raise GradientRefused(reason, f"a part must be {len(target)} bytes here, got {len(part)}")
+        target[:] = part if isinstance(part, bytes) else memoryview(part).cast("B")
+    return first + len(parts)

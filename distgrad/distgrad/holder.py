@@ -1,0 +1,338 @@
+"""The one owner of parameters, optimizer state and version. It has no thread, no socket and no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import nests
+from .errors import ConfigError, InvalidMode, NoParameters
+from .executor import Executor
+from .layout import Layout, aligned_empty
+from .nests import Nest
+from .rules import Rule, state_dtype
+from .storage import Storage
+from .update import Plan, apply_parts, apply_single, cover, is_whole, make_plans, refusal
+
+Array: TypeAlias = NDArray[Any]
+
+_SIGNS = {"descent": 1.0, "ascent": -1.0}
+
+
+def checked_mode(mode: object) -> str:
+    """Return a gradient change mode as it is written.
+
+    Parameters
+    ----------
+    mode : str
+        ``"descent"`` or ``"ascent"``, in any case.
+
+    Returns
+    -------
+    str
+        The mode in lower case.
+
+    Raises
+    ------
+    InvalidMode
+        If it is anything else.
+    """
+    lower = mode.lower() if isinstance(mode, str) else ""
+    if lower not in _SIGNS:
+        raise InvalidMode(mode)
+    return lower
+
+
+class ParameterHolder:
+    """Holds parameters, and applies gradients to them one at a time.
+
+    Not thread-safe: one owner calls it. Large updates are shared with threads of its `Executor`,
+    which are idle between calls; `close` ends them.
+
+    Parameters
+    ----------
+    mode : str, default "descent"
+        ``"descent"`` or ``"ascent"``, in any case.
+    rule : Rule, optional
+        Without, a gradient is the step: ``p - g`` or ``p + g``.
+    threads : int, optional
+        Passed on to `Executor`.
+    executor : {"numba", "numpy"}, optional
+        Passed on to `Executor`.
+
+    Attributes
+    ----------
+    layout : Layout or None
+        Of the current parameters.
+    storage : Storage or None
+        The current version of the parameters. Arenas of integers are shared between versions.
+    version : int
+        Updates applied since the holder was made.
+    steps : int
+        Updates applied since the rule's state was reset.
+    mode : str
+        ``"descent"`` or ``"ascent"``.
+    rule : Rule or None
+        The rule.
+    state : dict of str to list of ndarray
+        The rule's state: for each slot an array per trainable arena (float32 for float16).
+    """
+
+    def __init__(
+        self,
+        mode: str = "descent",
+        rule: Rule | None = None,
+        *,
+        threads: int | None = None,
+        executor: str | None = None,
+    ) -> None:
+        self.mode = checked_mode(mode)
+        self.rule = _checked_rule(rule)
+        self.layout: Layout | None = None
+        self.storage: Storage | None = None
+        self.version = 0
+        self.steps = 0
+        self.state: dict[str, list[Array]] = {}
+        self._executor = Executor(threads, executor)
+        self._like: Nest = None
+        self._plans: list[Plan] = []
+        self._single: Plan | None = None
+
+    @property
+    def executor(self) -> str:
+        """``"numba"`` or ``"numpy"``: both are deterministic, but they may differ by rounding."""
+        return self._executor.kind
+
+    def set_nest(self, nest: Nest, *, adopt: bool = False) -> None:
+        """Take new parameters; reset the rule's state and keep the version.
+
+        Parameters
+        ----------
+        nest : nest of array_like
+            The parameters.
+        adopt : bool, default False
+            Use the arrays themselves, and change them in place, instead of a copy.
+
+        Raises
+        ------
+        LayoutError
+            If they cannot be laid out or adopted. The former parameters then stay.
+        """
+        layout = Layout.of(nest)
+        storage = Storage.adopt(layout, nest) if adopt else Storage(layout, layout.pack(nest))
+        self._set(layout, storage, nests.skeleton(nest))
+
+    def set_arenas(self, layout: Layout, arenas: Sequence[Array]) -> None:
+        """Take new parameters in arenas; reset the rule's state and keep the version.
+
+        Parameters
+        ----------
+        layout : Layout
+            Their layout.
+        arenas : sequence of ndarray
+            One per arena of the layout, which are the holder's from now on.
+
+        Raises
+        ------
+        ConfigError
+            If they do not fit the layout, or cannot be written. The former parameters then stay.
+        """
+        if len(arenas) != len(layout.arenas):
+            raise ConfigError(f"the layout has {len(layout.arenas)} arenas, got {len(arenas)}")
+        for number, (spec, arena) in enumerate(zip(layout.arenas, arenas, strict=True)):
+            flags = arena.flags
+            if arena.shape != (spec.size,) or arena.dtype != spec.dtype or not (flags.carray and flags.writeable):
+                raise ConfigError(f"arena {number} must be {spec.size} contiguous, writeable elements of {spec.dtype}")
+        self._set(layout, Storage(layout, arenas), None)
+
+    def clear(self) -> None:
+        """Take the parameters away, and the rule's state with them; keep the version."""
+        self.layout = self.storage = self._like = self._single = None
+        self._plans, self.state, self.steps = [], {}, 0
+
+    def set_mode(self, mode: str) -> None:
+        """Change the gradient change mode, from the next update on.
+
+        Parameters
+        ----------
+        mode : str
+            ``"descent"`` or ``"ascent"``, in any case.
+
+        Raises
+        ------
+        InvalidMode
+            If it is anything else.
+        """
+        self.mode = checked_mode(mode)
+        self._prepare()
+
+    def set_rule_numbers(self, **numbers: Any) -> None:
+        """Change some of the rule's numbers, such as ``lr``, and keep its state.
+
+        Parameters
+        ----------
+        **numbers : float or bool
+            Settings of the rule.
+
+        Raises
+        ------
+        ConfigError
+            If there is no rule, it has no such setting, or a value is out of range.
+        """
+        if self.rule is None:
+            raise ConfigError(f"there is no optimizer whose {', '.join(numbers)} could be set")
+        self.replace_rule(self.rule.replace(**numbers))
+
+    def replace_rule(self, rule: Rule | None) -> None:
+        """Change the rule, from the next update on.
+
+        Parameters
+        ----------
+        rule : Rule or None
+            The new rule. One of the same class and with the same state arrays keeps the state;
+            otherwise the state is reset.
+
+        Raises
+        ------
+        ConfigError
+            If it is no rule.
+        """
+        former, self.rule = self.rule, _checked_rule(rule)
+        if type(former) is not type(self.rule) or tuple(self.state) != _slots(self.rule):
+            self._reset_state()
+        self._prepare()
+
+    def apply(self, gradient: Sequence[Array], *, spare: Storage | None = None) -> Storage | None:
+        """Apply one gradient, whole or not at all.
+
+        Parameters
+        ----------
+        gradient : sequence of ndarray
+            1-D contiguous arrays of the arenas' dtypes that cover the trainable arenas in order; cut
+            anywhere within an arena. They may be read-only.
+        spare : Storage, optional
+            From `new_spare`, or a former version that nobody reads any more. The next version is
+            written into it, and the current one is left as it is. Without, the update is in place.
+
+        Returns
+        -------
+        Storage or None
+            The former version, which is the caller's now; ``None`` in place.
+
+        Raises
+        ------
+        GradientRefused
+            If the gradient does not cover the arenas, or holds a number that is not finite or too
+            large for the rule. Parameters, state and version are untouched.
+        NoParameters
+            If there are none.
+        ConfigError
+            If `spare` is not a version of the current layout, or the parameters are adopted arrays.
+        """
+        storage = self.storage
+        if storage is None:
+            raise NoParameters("no parameters were set that the gradient could be applied to")
+        if spare is not None and (spare.layout is not self.layout or spare is storage or storage.adopted is not None):
+            raise ConfigError("spare is not another version of the current parameters: make one with new_spare()")
+        rule = self.rule
+        if rule is not None and rule.varies:
+            numbers = rule.numbers(_SIGNS[self.mode], self.steps + 1)
+            for plan in self._plans:
+                plan.numbers[:] = numbers
+        single = self._single
+        # A small model in one part is the usual case and must cost microseconds: see docs/wire.md on parts.
+        if single is not None and len(gradient) == 1 and is_whole(gradient[0], single):
+            done = apply_single(single, gradient[0], storage, spare)
+        else:
+            done = apply_parts(self._plans, cover(self._plans, gradient), storage, spare, self._executor)
+        if not done:
+            raise refusal(storage.layout, self._plans, cover(self._plans, gradient))
+        self.steps += 1
+        self.version += 1
+        if spare is None:
+            return None
+        self.storage = spare
+        return storage
+
+    def new_spare(self) -> Storage:
+        """Make room for another version.
+
+        Returns
+        -------
+        Storage
+            The same integer arenas and new, uninitialised float arenas.
+
+        Raises
+        ------
+        NoParameters
+            If there are none.
+        ConfigError
+            If the parameters are adopted arrays, which are updated in place.
+        """
+        if self.storage is None or self.layout is None:
+            raise NoParameters("no parameters were set")
+        if self.storage.adopted is not None:
+            raise ConfigError("adopted arrays are updated in place and have no other version")
+        trained = self.layout.new_gradient()
+        return Storage(self.layout, [*trained, *self.storage.arenas[len(trained) :]])
+
+    def nest(self, *, copy: bool = True) -> Nest:
+        """Return the parameters in the nest that they were set in.
+
+        Parameters
+        ----------
+        copy : bool, default True
+            Copy every array. Otherwise they are read-only views of the current version.
+
+        Returns
+        -------
+        nest or None
+            ``None`` if there are no parameters.
+        """
+        if self.storage is None or self.layout is None:
+            return None
+        leaves = self.storage.leaves()
+        return self.layout.nest([leaf.copy() for leaf in leaves] if copy else leaves, self._like)
+
+    def close(self) -> None:
+        """End the executor's threads. The holder stays usable."""
+        self._executor.close()
+
+    def _set(self, layout: Layout, storage: Storage, like: Nest) -> None:
+        self.layout, self.storage, self._like = layout, storage, like
+        self._reset_state()
+        self._prepare()
+
+    def _reset_state(self) -> None:
+        self.steps = 0
+        arenas = self.layout.arenas[: self.layout.n_trainable_arenas] if self.layout is not None else ()
+        self.state = {slot: [_zeros(a.size, state_dtype(a.dtype)) for a in arenas] for slot in _slots(self.rule)}
+
+    def _prepare(self) -> None:
+        """Bind kernels and constants, so that an update has nothing left to look up."""
+        if self.layout is None or self.storage is None:
+            return
+        state = list(self.state.values())
+        plans = make_plans(self.storage, state, self.rule, _SIGNS[self.mode], self.steps + 1, self._executor)
+        self._plans = plans
+        simple = len(plans) == 1 and not plans[0].split and self.storage.adopted is None
+        self._single = plans[0] if simple else None
+
+
+def _checked_rule(rule: object) -> Rule | None:
+    if rule is None or isinstance(rule, Rule):
+        return rule
+    raise ConfigError(f"optimizer must be a rule such as distgrad.SGD(lr=0.1), got {rule!r}")
+
+
+def _slots(rule: Rule | None) -> tuple[str, ...]:
+    return rule.slots if rule is not None else ()
+
+
+def _zeros(size: int, dtype: np.dtype[Any]) -> Array:
+    array = aligned_empty(size, dtype)
+    array.fill(0)
+    return array

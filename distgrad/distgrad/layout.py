@@ -1,0 +1,401 @@
+"""Where each array of the parameters lies: paths, shapes and dtypes, and one arena per dtype.
+
+A layout is a value. Broker and worker agree on one by its fingerprint; after that a gradient is
+nothing but the bytes of its arenas.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import layout_frame, nests
+from .arrays import DTYPES, TRAINABLE, aligned_empty, as_array, carried_dtype
+from .errors import LayoutError
+from .layout_frame import MAX_FRAME_BYTES, Spec
+from .nests import Nest, Structure
+
+__all__ = ["DTYPES", "MAX_FRAME_BYTES", "TRAINABLE", "Arena", "Layout", "Leaf", "aligned_empty"]
+
+
+class Leaf(NamedTuple):
+    """One array of the parameters; `offset` and `size` count elements of its arena."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    arena: int
+    offset: int
+    size: int
+
+
+class Arena(NamedTuple):
+    """All leaves of one dtype, one behind the other; `size` counts elements."""
+
+    dtype: np.dtype[Any]
+    size: int
+    trainable: bool
+
+
+class Layout:
+    """Paths, shapes and dtypes of all leaves, and where they lie in their arenas.
+
+    Do not construct one directly: use `of` or `from_frame`. A layout never changes; two are equal if
+    their leaves are.
+
+    Parameters
+    ----------
+    structure : Structure
+        How the leaves nest.
+    specs : sequence of Spec
+        Name, shape and dtype of each leaf, in order; checked by the caller.
+
+    Attributes
+    ----------
+    leaves : tuple of Leaf
+        Every array, in order.
+    structure : Structure
+        How they nest.
+    arenas : tuple of Arena
+        One per dtype that occurs, trainable ones first.
+    n_trainable_arenas : int
+        How many of them are trained.
+    fingerprint : int
+        64 bits that name the layout (``docs/wire.md``).
+    gradient_bytes, parameter_bytes : int
+        Bytes of the trainable arenas, and of all.
+    """
+
+    __slots__ = (
+        "_frame",
+        "_index",
+        "_offsets",
+        "arenas",
+        "fingerprint",
+        "gradient_bytes",
+        "leaves",
+        "n_trainable_arenas",
+        "parameter_bytes",
+        "structure",
+    )
+
+    def __init__(self, structure: Structure, specs: Sequence[Spec]) -> None:
+        present = {dtype for _, _, dtype in specs}
+        order = [dtype for dtype in map(np.dtype, DTYPES) if dtype in present]
+        arena_of = {dtype: number for number, dtype in enumerate(order)}
+        filled = [0] * len(order)
+        leaves = []
+        for name, shape, dtype in specs:
+            arena, size = arena_of[dtype], math.prod(shape)
+            leaves.append(Leaf(name, shape, dtype, arena, filled[arena], size))
+            filled[arena] += size
+        self.leaves = tuple(leaves)
+        self.structure = structure
+        self.arenas = tuple(Arena(d, n, d.name in TRAINABLE) for d, n in zip(order, filled, strict=True))
+        self.n_trainable_arenas = sum(arena.trainable for arena in self.arenas)
+        sizes = [arena.size * arena.dtype.itemsize for arena in self.arenas]
+        self.gradient_bytes, self.parameter_bytes = sum(sizes[: self.n_trainable_arenas]), sum(sizes)
+        self.fingerprint = layout_frame.fingerprint(specs)
+        self._frame: bytes | None = None
+        self._index: dict[str, int] | None = None
+        self._offsets: list[tuple[list[int], list[Leaf]]] | None = None
+
+    @classmethod
+    def of(cls, nest: Nest) -> Layout:
+        """Lay out parameters.
+
+        Parameters
+        ----------
+        nest : nest of array_like
+            At least one array. Dtypes: `DTYPES`.
+
+        Returns
+        -------
+        Layout
+            The layout, with leaves in the order in which they were met.
+
+        Raises
+        ------
+        LayoutError
+            If there is no array, two paths collide, a key is no string or integer, or a leaf is no
+            array of a dtype that is carried.
+        """
+        structure, names, values = nests.dissect(nest)
+        if not names:
+            raise LayoutError("parameters hold no array")
+        specs = []
+        for name, value in zip(names, values, strict=True):
+            array = as_array(value, name)
+            dtype = carried_dtype(array.dtype)
+            if dtype is None:
+                raise LayoutError(f"leaf {name!r} has dtype {array.dtype}; allowed: {', '.join(DTYPES)}", leaf=name)
+            specs.append((name, array.shape, dtype))
+        return cls(structure, specs)
+
+    @classmethod
+    def from_frame(cls, frame: bytes | memoryview) -> Layout:
+        """Read a layout that a peer sent.
+
+        Parameters
+        ----------
+        frame : bytes-like
+            A layout frame (``docs/wire.md``). Nothing in it is trusted.
+
+        Returns
+        -------
+        Layout
+            The layout. Its arenas may still be larger than any memory: check `parameter_bytes`.
+
+        Raises
+        ------
+        MalformedMessage
+            If the frame is anything else than a whole, consistent layout.
+        """
+        return cls(*layout_frame.read(frame))
+
+    def to_frame(self) -> bytes:
+        """Encode the layout for the wire; made once and kept.
+
+        Returns
+        -------
+        bytes
+            A layout frame (``docs/wire.md``).
+
+        Raises
+        ------
+        LayoutError
+            If it is larger than a frame may be.
+        """
+        if self._frame is None:
+            self._frame = layout_frame.write([leaf[:3] for leaf in self.leaves], self.structure)
+        return self._frame
+
+    def flatten(self, nest: Nest) -> list[NDArray[Any]]:
+        """Take the leaves out of a nest of exactly this layout.
+
+        Parameters
+        ----------
+        nest : nest of array_like
+            Same paths, shapes and dtypes.
+
+        Returns
+        -------
+        list of ndarray
+            The leaves in order; arrays are not copied.
+
+        Raises
+        ------
+        LayoutError
+            If a leaf is missing, not known, or has another shape or dtype.
+        """
+        arrays = []
+        for leaf, value in zip(self.leaves, self._gather(nest), strict=True):
+            array = self._checked(leaf, value)
+            if array.dtype != leaf.dtype and carried_dtype(array.dtype) != leaf.dtype:
+                raise LayoutError(f"leaf {leaf.name!r} must be {leaf.dtype}, got {array.dtype}", leaf=leaf.name)
+            arrays.append(array)
+        return arrays
+
+    def pack(self, nest: Nest) -> list[NDArray[Any]]:
+        """Copy parameters into new arenas.
+
+        Parameters
+        ----------
+        nest : nest of array_like
+            Same paths, shapes and dtypes.
+
+        Returns
+        -------
+        list of ndarray
+            One array per arena; all are the caller's.
+
+        Raises
+        ------
+        LayoutError
+            As `flatten`.
+        """
+        arrays = self.flatten(nest)
+        arenas = [aligned_empty(arena.size, arena.dtype) for arena in self.arenas]
+        for view, array in zip(self.views(arenas), arrays, strict=True):
+            view[...] = array
+        return arenas
+
+    def pack_gradient(self, nest: Nest, out: Sequence[NDArray[Any]] | None = None) -> list[NDArray[Any]]:
+        """Copy a gradient into trainable arenas, cast to the parameters' dtypes.
+
+        Parameters
+        ----------
+        nest : nest of array_like
+            A leaf for every trainable path, in any order. Leaves that are not trained must be
+            absent, ``None`` or empty. Any dtype that casts as ``same_kind``.
+        out : sequence of ndarray, optional
+            Trainable arenas to fill; new ones are made without.
+
+        Returns
+        -------
+        list of ndarray
+            The filled arenas.
+
+        Raises
+        ------
+        LayoutError
+            If a leaf is missing, not known, or has another shape or no fitting dtype. `out` may then
+            be written in part.
+        """
+        values = self._gather(nest)
+        arenas = self.new_gradient() if out is None else list(out)
+        for leaf, value in zip(self.leaves, values, strict=True):
+            if leaf.arena >= self.n_trainable_arenas:
+                if value is not None and as_array(value, leaf.name).size:
+                    raise LayoutError(f"leaf {leaf.name!r} is {leaf.dtype} and has no gradient", leaf=leaf.name)
+                continue
+            array = self._checked(leaf, value)
+            target = arenas[leaf.arena][leaf.offset : leaf.offset + leaf.size].reshape(leaf.shape)
+            if array.dtype is leaf.dtype:
+                target[...] = array
+            elif np.can_cast(array.dtype, leaf.dtype, "same_kind"):
+                with np.errstate(over="ignore"):  # becomes infinite, and is refused as such
+                    np.copyto(target, array, casting="same_kind")
+            else:
+                raise LayoutError(
+                    f"gradient of {leaf.name!r} must cast to {leaf.dtype}, got {array.dtype}", leaf=leaf.name
+                )
+        return arenas
+
+    def new_gradient(self) -> list[NDArray[Any]]:
+        """Make uninitialised arenas for a gradient.
+
+        Returns
+        -------
+        list of ndarray
+            One 64-byte aligned array per trainable arena.
+        """
+        return [aligned_empty(arena.size, arena.dtype) for arena in self.arenas[: self.n_trainable_arenas]]
+
+    def views(self, arenas: Sequence[NDArray[Any]], *, writeable: bool = True) -> list[NDArray[Any]]:
+        """See arenas as leaves.
+
+        Parameters
+        ----------
+        arenas : sequence of ndarray
+            One per arena of the layout.
+        writeable : bool, default True
+            Whether the views may be written to.
+
+        Returns
+        -------
+        list of ndarray
+            One view per leaf, in order.
+        """
+        if not writeable:
+            arenas = [arena.view() for arena in arenas]
+            for arena in arenas:
+                arena.flags.writeable = False
+        return [arenas[leaf.arena][leaf.offset : leaf.offset + leaf.size].reshape(leaf.shape) for leaf in self.leaves]
+
+    def nest(self, leaves: Sequence[Any], like: Nest = None) -> Nest:
+        """Put leaves back into the containers that they came in.
+
+        Parameters
+        ----------
+        leaves : sequence
+            One object per leaf, in order.
+        like : nest, optional
+            Has the namedtuple classes to use, at the same paths. Without, a namedtuple becomes a
+            dict.
+
+        Returns
+        -------
+        nest
+            New containers around the same leaves.
+        """
+        return nests.build(self.structure, leaves, like)
+
+    def locate(self, arena: int, index: int) -> Leaf:
+        """Tell whose element it is.
+
+        Parameters
+        ----------
+        arena : int
+            Number of the arena.
+        index : int
+            Element within it, 0 <= index < size.
+
+        Returns
+        -------
+        Leaf
+            The leaf that holds the element.
+        """
+        if self._offsets is None:
+            grouped: list[list[Leaf]] = [[] for _ in self.arenas]
+            for leaf in self.leaves:
+                if leaf.size:
+                    grouped[leaf.arena].append(leaf)
+            self._offsets = [([leaf.offset for leaf in group], group) for group in grouped]
+        offsets, group = self._offsets[arena]
+        return group[bisect_right(offsets, index) - 1]
+
+    def parts(self, n_arenas: int | None = None, part_bytes: int = 1 << 20) -> list[tuple[int, int, int]]:
+        """Cut the arenas into parts of whole elements.
+
+        Parameters
+        ----------
+        n_arenas : int, optional
+            How many arenas, from the first; all without. A gradient has `n_trainable_arenas`.
+        part_bytes : int, default 1 MiB
+            Largest part, at least 8.
+
+        Returns
+        -------
+        list of (int, int, int)
+            Arena, first element, and the element behind the last. Empty arenas have no part.
+        """
+        return [
+            (number, start, min(start + part_bytes // arena.dtype.itemsize, arena.size))
+            for number, arena in enumerate(self.arenas[:n_arenas])
+            for start in range(0, arena.size, part_bytes // arena.dtype.itemsize)
+        ]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Layout) and self.fingerprint == other.fingerprint and self.leaves == other.leaves
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def __repr__(self) -> str:
+        return f"<Layout {self.fingerprint:016x}: {len(self.leaves)} leaves, {self.parameter_bytes} bytes>"
+
+    def _gather(self, nest: Nest) -> list[Any]:
+        """Return the nest's leaves in order, ``None`` where one is absent; refuse leaves not known."""
+        values: list[Any] = [None] * len(self.leaves)
+        if nests.gather(self.structure, nest, values):
+            return values
+        _, names, found = nests.dissect(nest)
+        if self._index is None:
+            self._index = {leaf.name: number for number, leaf in enumerate(self.leaves)}
+        values = [None] * len(self.leaves)
+        for name, value in zip(names, found, strict=True):
+            number = self._index.get(name)
+            if number is not None:
+                values[number] = value
+            elif value is not None:
+                raise LayoutError(f"leaf {name!r} is not one of the parameters{self._hint()}", leaf=name)
+        return values
+
+    def _hint(self) -> str:
+        names = [repr(leaf.name) for leaf in self.leaves[:4]]
+        return f" ({', '.join(names)}{', …' if len(self.leaves) > 4 else ''})"
+
+    @staticmethod
+    def _checked(leaf: Leaf, value: Any) -> NDArray[Any]:
+        if value is None:
+            raise LayoutError(f"leaf {leaf.name!r} is missing", leaf=leaf.name)
+        array = as_array(value, leaf.name)
+        if array.shape != leaf.shape:
+            raise LayoutError(f"leaf {leaf.name!r} must have shape {leaf.shape}, got {array.shape}", leaf=leaf.name)
+        return array

@@ -1,0 +1,252 @@
+"""Whole parameters over the control channel: a `get` and its `range` requests, and the frames of a `set`.
+
+Every part is copied once, from the memory that it was received into to its place in an arena. The next range is asked
+for before the parts of the former one are copied, so that the link and the copying work at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distgrad import codec, wire
+from distgrad.client import ControlClient, Pending, Reply
+from distgrad.errors import MalformedMessage, SnapshotRevoked
+from distgrad.layout import Layout, aligned_empty
+
+# A broker takes a snapshot back when it needs the memory: a reader that meets this again and again is too slow for
+# the rate of updates and is told so, instead of loading the link for ever.
+MAX_TRIES = 5
+_REPLY_BYTES = wire.RANGE_PARTS * wire.PART_BYTES
+
+Array = np.ndarray[Any, Any]
+
+
+class Fetched(NamedTuple):
+    """Parameters as fetched from a broker: one consistent version.
+
+    Attributes
+    ----------
+    layout : Layout
+        What the arenas hold.
+    arenas : list of ndarray, 1-D
+        All arenas in the layout's order. They belong to the caller.
+    state : State
+        Incarnation, generation and version that the numbers have.
+    """
+
+    layout: Layout
+    arenas: list[Array]
+    state: wire.State
+
+
+def fetch(
+    client: ControlClient,
+    *,
+    newer_than: wire.State | None = None,
+    wait_s: float = 0.0,
+    have: Layout | None = None,
+    out_arenas: Sequence[Array] | None = None,
+    timeout: float | None = None,
+) -> Fetched | None:
+    """Fetch the broker's parameters.
+
+    Parameters
+    ----------
+    client : ControlClient
+        Whom to ask; other threads wait until all parts are here.
+    newer_than : State, optional
+        Ask for something else than this state.
+    wait_s : float, seconds, 0 to 5
+        How long the broker may wait for something newer.
+    have : Layout, optional
+        The layout that the caller knows; it does not travel again while the broker has the same.
+    out_arenas : sequence of ndarray, optional
+        Memory to reuse. It is written to if it fits the layout, and then holds a mixture if the call fails;
+        otherwise new arenas are made.
+    timeout : float, optional, seconds
+        For each request, instead of the client's.
+
+    Returns
+    -------
+    Fetched or None
+        ``None`` if there is nothing newer than `newer_than`.
+
+    Raises
+    ------
+    NoParameters
+        If none were set yet.
+    SnapshotRevoked
+        If the broker took `MAX_TRIES` snapshots back before all of it was read.
+    MalformedMessage
+        If the replies do not add up to the layout.
+    DistgradError
+        As `ControlClient.request`.
+    """
+    with client.conversation():
+        for _ in range(MAX_TRIES - 1):
+            try:
+                return _fetch_once(client, newer_than, wait_s, have, out_arenas, timeout)
+            except SnapshotRevoked:
+                continue
+        return _fetch_once(client, newer_than, wait_s, have, out_arenas, timeout)
+
+
+def fetch_layout(client: ControlClient) -> Layout:
+    """Fetch the layout of the broker's parameters.
+
+    Parameters
+    ----------
+    client : ControlClient
+        Whom to ask.
+
+    Returns
+    -------
+    Layout
+        What the broker has now.
+
+    Raises
+    ------
+    NoParameters
+        If none were set yet.
+    MalformedMessage
+        If the reply brings no layout.
+    DistgradError
+        As `ControlClient.request`.
+    """
+    reply = client.request("get", newer_than=None, wait_s=0.0, have=None, reply_bytes=_REPLY_BYTES)
+    return _layout(reply, None)[0]
+
+
+def payload(nest: Any) -> tuple[Layout, list[Any]]:
+    """Lay parameters out and cut them into the frames of a `set`.
+
+    Parameters
+    ----------
+    nest : nest of arrays
+        Dict, list, tuple or namedtuple of arrays, or one array. It is copied.
+
+    Returns
+    -------
+    Layout
+        The layout of the parameters.
+    list of buffers
+        Layout frame, then the parts.
+
+    Raises
+    ------
+    LayoutError
+        If the parameters cannot be laid out.
+    """
+    layout = Layout.of(nest)
+    return layout, [layout.to_frame(), *codec.encode(layout, layout.pack(nest), trained_only=False)]
+
+
+def _fetch_once(
+    client: ControlClient,
+    newer_than: wire.State | None,
+    wait_s: float,
+    have: Layout | None,
+    out_arenas: Sequence[Array] | None,
+    timeout: float | None,
+) -> Fetched | None:
+    pending = client.send(
+        "get",
+        newer_than=None if newer_than is None else list(newer_than),
+        wait_s=wait_s,
+        have=None if have is None else have.fingerprint,
+        reply_bytes=_REPLY_BYTES if have is None else min(have.parameter_bytes, _REPLY_BYTES),
+        timeout=timeout,
+    )
+    reply = client.receive(pending)
+    if reply.header.get("unchanged"):
+        return None
+    layout, parts = _layout(reply, have)
+    n_parts = wire.field(reply.header, "parts", int, low=0)
+    token = wire.field(reply.header, "token", str, None)
+    arenas = _arenas(layout, out_arenas)
+    places = _Places(arenas)
+    n_received = len(parts)
+    while True:
+        following = _ask_for_rest(client, token, n_received, n_parts, timeout)
+        places.fill(parts)
+        if following is None:
+            break
+        parts = client.receive(following).frames
+        if not parts:
+            raise MalformedMessage(f"a range from part {n_received} of {n_parts} came without parts")
+        n_received += len(parts)
+    places.check_full()
+    return Fetched(layout, arenas, reply.state)
+
+
+def _layout(reply: Reply, have: Layout | None) -> tuple[Layout, list[memoryview]]:
+    if reply.header.get("layout"):
+        if not reply.frames:
+            raise MalformedMessage("a reply announces a layout and has no frame for it")
+        layout, parts = Layout.from_frame(reply.frames[0]), reply.frames[1:]
+    elif have is not None:
+        layout, parts = have, reply.frames
+    else:
+        raise MalformedMessage("a reply to a client that knows no layout must bring one")
+    if reply.header.get("fingerprint") != layout.fingerprint:
+        raise MalformedMessage("a reply's fingerprint is not that of its layout")
+    return layout, parts
+
+
+def _ask_for_rest(
+    client: ControlClient, token: str | None, n_received: int, n_parts: int, timeout: float | None
+) -> Pending | None:
+    if n_received >= n_parts:
+        return None
+    if token is None:
+        raise MalformedMessage(f"a reply has {n_received} of {n_parts} parts and no token to ask for the others")
+    reply_bytes = min(n_parts - n_received, wire.RANGE_PARTS) * wire.PART_BYTES
+    return client.send("range", token=token, first=n_received, reply_bytes=reply_bytes, timeout=timeout)
+
+
+def _arenas(layout: Layout, out_arenas: Sequence[Array] | None) -> list[Array]:
+    wanted = layout.arenas
+    if (
+        out_arenas is not None
+        and len(out_arenas) == len(wanted)
+        and all(
+            out.ndim == 1
+            and out.dtype == arena.dtype
+            and out.size == arena.size
+            and out.flags.c_contiguous
+            and out.flags.writeable
+            for out, arena in zip(out_arenas, wanted, strict=True)
+        )
+    ):
+        return list(out_arenas)
+    return [aligned_empty(arena.size, arena.dtype) for arena in wanted]
+
+
+class _Places:
+    """Where the next part goes. A part may have any size, as long as it does not span arenas (``docs/wire.md``)."""
+
+    def __init__(self, arenas: Sequence[Array]) -> None:
+        self._left = [arena.view(np.uint8) for arena in reversed(arenas)]
+        self._drop_full()
+
+    def fill(self, parts: Sequence[memoryview]) -> None:
+        for part in parts:
+            source = np.frombuffer(part, np.uint8)
+            if not self._left or source.size > self._left[-1].size:
+                raise MalformedMessage("a reply has more bytes than its layout, or a part that spans arenas")
+            # NumPy's copy lets other threads of the program run meanwhile, a memoryview's does not.
+            self._left[-1][: source.size] = source
+            self._left[-1] = self._left[-1][source.size :]
+            self._drop_full()
+
+    def check_full(self) -> None:
+        if self._left:
+            missing = sum(rest.size for rest in self._left)
+            raise MalformedMessage(f"replies have {missing} bytes less than their layout")
+
+    def _drop_full(self) -> None:
+        while self._left and self._left[-1].size == 0:
+            self._left.pop()

@@ -1,0 +1,1 @@
+"""What the tests share: leak checks, processes, ports, keys, and doubles that speak the real bytes."""

@@ -1,0 +1,269 @@
+"""The documentation says what is true: links, commands, options, examples, and every public function's docstring."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE_ROOTS = ("distgrad", "broker", "worker")
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / root / "README.md" for root in SOURCE_ROOTS)]
+)
+MODULES = sorted(path for root in SOURCE_ROOTS for path in (ROOT / root).rglob("*.py"))
+SCRIPTS = sorted(path for folder in ("tests", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+README = (ROOT / "README.md").read_text()
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def fenced(text: str) -> list[tuple[str, str]]:
+    """Return the language and the content of every fenced block, in order."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def prose(text: str) -> str:
+    return re.sub(r"^```\w*\n.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", prose(page.read_text()), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# Links
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page.read_text())):
+        if link.startswith(("https://", "mailto:")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            broken.append(link)
+
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=name_of)
+def test_the_index_leads_to_every_page(page: Path) -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
+
+    assert page.name == "index.md" or f"({page.name})" in index
+
+
+def test_every_decision_is_listed() -> None:
+    listed = (ROOT / "docs" / "decisions" / "README.md").read_text()
+
+    assert [page.name for page in (ROOT / "docs" / "decisions").glob("*.md") if f"({page.name})" not in listed] == [
+        "README.md"
+    ]
+
+
+def test_the_architecture_page_names_every_module() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    modules = [path for path in MODULES if path.name not in ("__init__.py", "__main__.py")]
+
+    assert [name_of(path) for path in modules if f"(../{name_of(path)})" not in page] == []
+
+
+# Commands
+
+
+def commands() -> dict[str, click.Command]:
+    return {entry.name: entry.load() for entry in entry_points(group="distgrad.commands")}
+
+
+def lines_for_a_shell(page: Path) -> Iterator[list[str]]:
+    """Yield every command line of a page: those in fenced blocks, and those in the prose that name a command."""
+    text = page.read_text()
+    for language, block in fenced(text):
+        if language in ("sh", "console"):
+            for line in block.replace("\\\n", " ").splitlines():
+                yield shlex.split(line.removeprefix("$ "), comments=True)
+    for inline in re.findall(r"`((?:distgrad|make) [^`]+)`", prose(text)):
+        yield inline.split()
+
+
+def is_known(words: list[str]) -> bool:
+    """Tell whether every command and option in the words after ``distgrad`` exists."""
+    name, *rest = words
+    if name in ("--version", "--help", "…"):
+        return True
+    command = commands().get(name)
+    if command is None:
+        return False
+    options = {"--help"}
+    nested = command
+    for word in rest:
+        if isinstance(nested, click.Group) and word in nested.commands:
+            nested = nested.commands[word]
+        options |= {
+            option
+            for parameter in (*command.params, *nested.params)
+            for option in (*parameter.opts, *parameter.secondary_opts)
+        }
+    return all(word.partition("=")[0] in options for word in rest if word.startswith("-"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_that_is_mentioned_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    unknown = []
+    for words in lines_for_a_shell(page):
+        if words[:1] == ["distgrad"] and not is_known(words[1:]):
+            unknown.append(words)
+        if words[:1] == ["make"] and not {word for word in words[1:] if "=" not in word} <= targets:
+            unknown.append(words)
+
+    assert unknown == []
+
+
+def test_every_command_can_explain_itself() -> None:
+    for name, command in commands().items():
+        for arguments in (["--help"], *([sub, "--help"] for sub in getattr(command, "commands", ()))):
+            result = CliRunner().invoke(command, ["127.0.0.1", *arguments] if name == "admin" else arguments)
+
+            assert result.exit_code == 0, (name, arguments, result.output)
+
+
+# Examples in the README
+
+
+def section(title: str) -> list[tuple[str, str]]:
+    """Return the fenced blocks under one of the README's headings."""
+    _, found, rest = README.partition(f"\n## {title}\n")
+    assert found, f"the README has no section {title!r}"
+    return fenced(rest.partition("\n## ")[0])
+
+
+def test_the_readme_has_no_example_that_is_not_run() -> None:
+    run_here = section("In one process") + section("On many machines")
+    others = [block for block in fenced(README) if block not in run_here]
+
+    assert others == [("sh", "make demo\n"), ("sh", 'pip install ".[fast]"\n')], "those two have tests of their own"
+
+
+def test_the_readmes_example_in_one_process_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    [(_, code)] = section("In one process")
+    assert len(code.splitlines()) <= 15
+
+    exec(compile(code, "README.md", "exec"), {})
+
+    w0, w1, b = (float(number) for number in re.findall(r"-?\d+\.\d*", capsys.readouterr().out))
+    assert (w0, w1, b) == pytest.approx((2.0, -1.0, 0.5), abs=0.2)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the example is for a POSIX shell")
+def test_the_readmes_example_on_many_machines_learns(tmp_path: Path) -> None:
+    """Every line is run as it stands, but for the address: all machines are this one, and ports are free ones."""
+    blocks = section("On many machines")
+    assert sum(len(block.splitlines()) for _, block in blocks) <= 24
+    with contextlib.ExitStack() as stack:
+        address, printed = "", ""
+        for language, block in blocks:
+            if language == "python":
+                (tmp_path / block.splitlines()[0].removeprefix("# ")).write_text(block)
+                continue
+            for words in map(shlex.split, block.splitlines()):
+                if words[:2] == ["distgrad", "broker"]:
+                    local = ["127.0.0.1:0" if word == "0.0.0.0" else word for word in words]
+                    address = stack.enter_context(running_broker(local[2:], cwd=tmp_path))
+                elif words[0] == "scp":
+                    shutil.copy(tmp_path / words[1].removeprefix("boss:"), tmp_path / words[2])
+                else:
+                    assert words[0] == "distgrad", f"how is {words} to be run?"
+                    printed += run_distgrad([address if word == "boss" else word for word in words[1:]], cwd=tmp_path)
+
+        learned = load_file(tmp_path / "model.safetensors")
+
+    assert [*learned["w"], *learned["b"]] == pytest.approx([2.0, -1.0, 0.5], abs=0.2)
+    assert "500" in printed, "status shows the version: two processes pushed 250 gradients each"
+
+
+def run_distgrad(arguments: Sequence[str], cwd: Path) -> str:
+    """Run the command to its end and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "distgrad", *arguments], cwd=cwd, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@contextlib.contextmanager
+def running_broker(arguments: Sequence[str], cwd: Path) -> Iterator[str]:
+    """Run a broker process; its control address is what the block gets."""
+    log = (cwd / "broker.log").open("w+")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "distgrad", "broker", *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+    )
+
+
+# Code
+
+
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=name_of)
+def test_no_module_is_longer_than_400_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_public_name_is_documented(path: Path) -> None:
+    """As ``numpydoc lint``, and *Returns* as well, of functions only: numpydoc would ask properties for it too."""
+    missing = []
+    for name, node in public_definitions(ast.parse(path.read_text()), ""):
+        text = ast.get_docstring(node) or ""
+        if not text:
+            missing.append(f"{name}: docstring")
+        elif isinstance(node, ast.FunctionDef) and not is_property_or_command(node):
+            missing += [
+                f"{name}: {word}" for word in parameters(node) if not re.search(rf"^[*\w, ]*\b{word}\b", text, re.M)
+            ]
+            if returns_something(node) and not re.search(r"^(Returns|Yields)\n-+$", text, re.MULTILINE):
+                missing.append(f"{name}: Returns")
+
+    assert missing == []
+
+
+def public_definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.ClassDef]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.ClassDef) and not child.name.startswith("_"):
+            yield prefix + child.name, child
+            if isinstance(child, ast.ClassDef):
+                yield from public_definitions(child, f"{prefix}{child.name}.")
+
+
+def parameters(node: ast.FunctionDef) -> list[str]:
+    given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
+    names = [argument.arg for argument in given if argument is not None]
+    return [name for name in names if name not in ("self", "cls") and not name.startswith("_")]
+
+
+def returns_something(node: ast.FunctionDef) -> bool:
+    return node.returns is not None and ast.unparse(node.returns) not in ("None", "Never", "NoReturn")
+
+
+def is_property_or_command(node: ast.FunctionDef) -> bool:
+    """Tell whether the docstring reads as an attribute's, or is what ``--help`` prints."""
+    decorators = " ".join(ast.unparse(decorator) for decorator in node.decorator_list)
+    return bool(re.search(r"property|\.setter|overload|click\.|\.command\(", decorators))

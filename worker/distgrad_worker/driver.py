@@ -1,0 +1,293 @@
+"""The worker's own thread: it keeps the lease, hears what is settled, and mends the connection.
+
+It owns the REQ socket of the lease and both monitors, and it opens and closes the PUSH socket. Sending on PUSH is done by
+whichever thread pushes, under the lock that guards the session: ZeroMQ lets a socket change threads across a full fence, and
+the lock is one (``docs/decisions/0002``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+import time
+from typing import Any
+
+import zmq
+
+from distgrad import addresses, sockets, wire
+from distgrad.errors import DistgradError, MalformedMessage, from_code
+from distgrad.owned_sockets import Link, LinkMonitor, OwnedSocket
+from distgrad_worker.session import GREETING, Session
+
+# A reply is due after 50 ms at the latest; a busy broker takes longer, and repeats are harmless.
+FIRST_RETRY_S = 0.5
+LAST_RETRY_S = 5.0
+# With nothing on the way, a sign of life this often, or four in the length of a lease.
+IDLE_S = 1.0
+# ZeroMQ does not try again after a refused handshake; a revoked or late key may be let in later.
+REFUSED_RETRY_S = 1.0
+# A request whose connection broke is asked again at once, or nearly: a peer that hangs up on everybody must not make us spin.
+LOST_RETRY_S = 0.02
+# Below this a copy is cheaper than a frame object, and ZeroMQ would copy anyway.
+COPY_BELOW_BYTES = 64 * 1024
+
+_BROKEN = frozenset({Link.LOST, Link.REFUSED, Link.NO_KEYS})
+
+
+class Asked:
+    """The request that waits for its reply."""
+
+    __slots__ = ("hurry", "is_hello", "request_id", "sent_at")
+
+    def __init__(self, request_id: int, is_hello: bool, hurry: int, sent_at: float) -> None:
+        self.request_id = request_id
+        self.is_hello = is_hello
+        self.hurry = hurry
+        self.sent_at = sent_at
+
+
+class Driver:
+    """One worker's connection to its broker.
+
+    Parameters
+    ----------
+    session : Session
+        Guarded by `lock`.
+    lock : threading.Condition
+        Notified whenever the session has changed.
+    address : Address
+        The broker's control channel.
+    keys : ClientKeys or None
+        For CURVE.
+    gradients : str or None
+        Where to send gradients, if not where the broker says.
+    """
+
+    def __init__(
+        self, session: Session, lock: threading.Condition, address: addresses.Address, keys: Any, gradients: str | None
+    ) -> None:
+        self._session = session
+        self._lock = lock
+        self._address = address
+        self._keys = keys
+        self._override = gradients
+        self.context = sockets.open_context()
+        self.last_answer = time.monotonic()
+        self.failure: BaseException | None = None
+        self.link: Link | None = None
+        self._push: OwnedSocket | None = None
+        self._push_raw: Any = None
+        self._push_links: LinkMonitor | None = None
+        self._request: OwnedSocket | None = None
+        self._request_links: LinkMonitor | None = None
+        self._asked: Asked | None = None
+        self._retry_s = FIRST_RETRY_S
+        self._requests_sent = 0
+        self._next_beat = 0.0
+        self._is_ending = False
+        self._leaves = False
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._is_awake = False
+        self._thread = threading.Thread(target=self._run, name="distgrad-lease", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def send_due(self) -> None:
+        """Send what the session has to send; the caller holds the lock."""
+        session = self._session
+        raw = self._push_raw
+        if raw is None:
+            return
+        for header, entry in session.sendable(time.monotonic()):
+            parts = entry.parts
+            if not parts:
+                raw.send(wire.pack(header))
+            elif entry.charge < COPY_BELOW_BYTES and len(parts) == 1:
+                raw.send(wire.pack(header), zmq.SNDMORE)
+                raw.send(parts[0])
+            else:
+                raw.send_multipart([wire.pack(header), *parts], copy=False)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the thread waits for nothing but time; the caller holds the lock."""
+        return self._asked is None
+
+    def wake(self) -> None:
+        """Have the thread look at the session now, if it is not going to anyway; the caller holds the lock."""
+        if not self._is_awake:
+            self._is_awake = True
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._wake_write, b"x")
+
+    def close(self, *, leaves: bool, timeout_s: float) -> None:
+        """End the thread and close the sockets.
+
+        Parameters
+        ----------
+        leaves : bool
+            Say goodbye to the broker: nothing is unsettled.
+        timeout_s : float
+            How long the goodbye may take, seconds.
+        """
+        with self._lock:
+            self._leaves = leaves
+            self._leave_by = time.monotonic() + timeout_s
+            self._is_ending = True
+            self._is_awake = False
+            self.wake()
+        self._thread.join()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+        self.context.term()
+
+    def _run(self) -> None:
+        try:
+            self._open_request()
+            while not self._is_ending:
+                self._turn()
+            if self._leaves:
+                self._say_goodbye()
+        # The one place that catches everything: whoever uses the worker is told instead of waiting for ever.
+        except BaseException as error:
+            with self._lock:
+                self.failure = error
+                self._lock.notify_all()
+        finally:
+            with self._lock:
+                self._close_push()
+            if self._request is not None:
+                self._request.close()
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            session = self._session
+            if session.must_reopen:
+                self._open_push()
+                session.reopened()
+                self.send_due()
+            if session.ended is None:
+                self._ask_if_due(now)
+            timeout_s = self._timeout_s(now)
+            self._is_awake = False
+            # Only this thread opens and closes these, so they stay valid outside the lock.
+            push_links, request, request_links = self._push_links, self._request, self._request_links
+        assert request is not None and request_links is not None  # opened before the first turn
+        poller = zmq.Poller()
+        poller.register(self._wake_read, zmq.POLLIN)
+        poller.register(request.raw(), zmq.POLLIN)
+        poller.register(request_links.raw(), zmq.POLLIN)
+        if push_links is not None:
+            poller.register(push_links.raw(), zmq.POLLIN)
+        ready = dict(poller.poll(math.ceil(timeout_s * 1000)))
+        if self._wake_read in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_read, 64)
+        if push_links is not None and push_links.raw() in ready and _BROKEN.intersection(push_links.drain()):
+            with self._lock:
+                self._session.connection_lost()
+        if request.raw() in ready:
+            self._receive(request)
+        elif request_links.raw() in ready:
+            for link in request_links.drain():
+                self.link = link
+            if self.link in _BROKEN and self._asked is not None:
+                pause_s = LOST_RETRY_S if self.link is Link.LOST else REFUSED_RETRY_S
+                self._asked.sent_at = time.monotonic() + pause_s - self._retry_s
+
+    def _timeout_s(self, now: float) -> float:
+        if self._asked is not None:
+            return max(0.0, self._asked.sent_at + self._retry_s - now)
+        return max(0.0, self._next_beat - now)
+
+    def _ask_if_due(self, now: float) -> None:
+        session, asked = self._session, self._asked
+        if asked is None:
+            if not (session.phase == GREETING or session.is_busy or now >= self._next_beat):
+                return
+        elif now >= asked.sent_at + self._retry_s:
+            self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
+            self._open_request()
+        elif asked.is_hello or asked.hurry == session.hurry or not session.hurry:
+            return
+        is_hello = session.phase == GREETING
+        header = session.hello() if is_hello else session.heartbeat()
+        self._requests_sent += 1
+        header["id"] = self._requests_sent
+        assert self._request is not None  # opened before the first turn
+        self._request.send_multipart([wire.pack(header)])
+        self._asked = Asked(self._requests_sent, is_hello, session.hurry, now)
+
+    def _receive(self, request: OwnedSocket) -> None:
+        frames = request.recv_multipart(copy=True)
+        asked = self._asked
+        if not frames or asked is None:
+            return
+        try:
+            header = wire.unpack(frames[0])
+        except MalformedMessage as error:
+            with self._lock:
+                self._session.on_error(error, "malformed")
+                self._lock.notify_all()
+            return
+        if header.get("id") != asked.request_id:
+            return
+        now = time.monotonic()
+        with self._lock:
+            session = self._session
+            self._asked = None
+            self._retry_s = FIRST_RETRY_S
+            self.last_answer = now
+            self._next_beat = now + min(IDLE_S, session.lease_s / 4)
+            if not header.get("ok"):
+                code = str(header.get("error"))
+                session.on_error(from_code(code, str(header.get("message"))), code)
+                if session.phase == GREETING and code == "failed":
+                    # The broker is closing; ask its successor, but not in a tight loop.
+                    self._asked = Asked(0, True, 0, now)
+            elif asked.is_hello:
+                session.on_hello(header, frames[1] if len(frames) > 1 else None, now)
+            elif session.phase != GREETING:
+                session.on_heartbeat(header, now)
+            if session.must_reopen:
+                self._open_push()
+                session.reopened()
+            self.send_due()
+            self._lock.notify_all()
+
+    def _open_request(self) -> None:
+        if self._request is not None:
+            self._request.close(0)
+        self._request = sockets.control_client(self.context, self._address.endpoint, keys=self._keys)
+        self._request_links = sockets.monitor(self._request)
+
+    def _open_push(self) -> None:
+        self._close_push()
+        if not self._session.gradients:
+            return
+        endpoint = addresses.gradients_endpoint(self._address, self._session.gradients, self._override)
+        self._push = sockets.gradient_client(self.context, endpoint, keys=self._keys)
+        self._push_links = sockets.monitor(self._push)
+        self._push_raw = self._push.raw()
+
+    def _close_push(self) -> None:
+        if self._push is not None:
+            self._push.close(0)
+        self._push = self._push_links = self._push_raw = None
+
+    def _say_goodbye(self) -> None:
+        """Send `leave` and wait for its reply, within the time allowed."""
+        client = os.urandom(16)
+        while (left_s := self._leave_by - time.monotonic()) > 0:
+            self._open_request()
+            assert self._request is not None  # just opened
+            self._request.send_multipart([wire.pack({**self._session.leave(), "client": client, "id": 1})])
+            if self._request.poll(int(1000 * min(left_s, FIRST_RETRY_S))):
+                return

@@ -1,0 +1,471 @@
+"""A worker's side of the protocol, without sockets, threads or clocks (PROTOCOL 4-11).
+
+States: **greeting** (`hello` must be sent; nothing else is) → **resuming** (a new attempt was begun; the next heartbeat tells from
+where to send) → **open** (gradients flow) → **ended** (fenced, history lost, gave up: every call raises the same error).
+
+- A lost connection, a missing number or no progress begin a new attempt: the shell closes its PUSH socket, opens another
+  and sends from the broker's number on. A missing number counts only within the current attempt, so once for each.
+- ``unknown_worker`` or another incarnation in a reply lead back to greeting.
+- What the user must be told (a refusal, a restart of the broker) is queued in `problems` and raised by the next call.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distgrad.errors import (
+    BrokerRestarted,
+    DeliveryFailed,
+    DistgradError,
+    Fenced,
+    Forbidden,
+    GradientRefused,
+    HistoryLost,
+)
+from distgrad.layout import Layout
+from distgrad.wire import GRADIENT, PROTOCOL_VERSION, RAW, State, charge
+from distgrad_worker.window import Entry, Window
+
+HEARTBEAT_WAIT_S = 0.05
+# No progress for this long, plus the time that the bytes in flight take at a slow link's pace, doubled with each
+# attempt, begins a new attempt. A connection that visibly broke does not wait for this.
+STALL_S = 2.0
+SLOW_BYTES_PER_S = 1e6
+MAX_PROBLEMS = 64
+# The same gradient sent this often, while control answers, means that something between here and the broker drops it.
+MAX_TRIES = 5
+
+GREETING, RESUMING, OPEN = "greeting", "resuming", "open"
+
+
+class Session:
+    """The state machine.
+
+    Parameters
+    ----------
+    worker_id : str
+        The worker's name, unique among those that run.
+    nonce : bytes
+        Random, one per process.
+    generated : bool
+        Whether the id was made up.
+    window_bytes : int or None
+        Limit of the window.
+    """
+
+    def __init__(self, worker_id: str, nonce: bytes, *, generated: bool, window_bytes: int | None) -> None:
+        self.worker_id = worker_id
+        self.window = Window(window_bytes)
+        self.phase = GREETING
+        self.layout: Layout | None = None
+        self.state: State | None = None
+        self.cursor: bytes | str | None = None
+        self.gradients = ""
+        self.lease_s = 30.0
+        self.is_running = True
+        self.must_reopen = False
+        self.ended: DistgradError | None = None
+        self.problems: deque[DistgradError] = deque(maxlen=MAX_PROBLEMS)
+        self.attempt = 1
+        self._nonce = nonce
+        self._generated = generated
+        self._session: str | None = None
+        self._accepted = 0
+        self._grant = 0
+        self._grant_seq = 0
+        self._queue_bytes = 0
+        self._echo_due = False
+        self._rewind_due = False
+        self._futile = 0
+        self._futile_after = -1
+        self._refused_through = 0
+        self._stalled_since = 0.0
+        self._want = 0
+        self._waiters: list[int] = []
+
+    # What the user's threads do
+
+    @property
+    def grant(self) -> int:
+        """Bytes that may be in flight."""
+        return self._grant
+
+    def check_size(self, payload_bytes: int) -> None:
+        """Refuse a gradient that can never be sent.
+
+        Parameters
+        ----------
+        payload_bytes : int
+            Bytes of its payload.
+
+        Raises
+        ------
+        GradientRefused
+            If it is larger than the broker's whole queue.
+        """
+        if self.phase == OPEN and charge(payload_bytes) > self._queue_bytes:
+            raise GradientRefused(
+                "too_large",
+                f"a gradient of {payload_bytes} bytes does not fit in the broker's --queue-bytes {self._queue_bytes}",
+            )
+
+    def can_push(self, payload_bytes: int) -> bool:
+        """Tell whether a gradient can be numbered now; if not, its bytes are asked for.
+
+        Parameters
+        ----------
+        payload_bytes : int
+            Bytes of its payload.
+
+        Returns
+        -------
+        bool
+            Whether to go on with `push`.
+        """
+        needed = charge(payload_bytes)
+        if self.window.has_room(needed, self._grant):
+            self._want = 0
+            return True
+        self._want = needed
+        return False
+
+    def stop_wanting(self) -> None:
+        """Take back what `can_push` asked for: the push was given up."""
+        self._want = 0
+
+    def push(self, fields: dict[str, Any], parts: Sequence[Any], payload_bytes: int) -> int:
+        """Number a gradient; `can_push` was true.
+
+        Parameters
+        ----------
+        fields : dict
+            Its own header keys: base, fingerprint, examples, loss, cursor.
+        parts : sequence of buffers
+            Its payload, which nobody changes until it is settled.
+        payload_bytes : int
+            Bytes of its payload.
+
+        Returns
+        -------
+        int
+            Its number.
+        """
+        return self.window.add(fields, parts, charge(payload_bytes)).number
+
+    def sendable(self, now: float) -> list[tuple[dict[str, Any], Entry]]:
+        """Take what is to be sent now.
+
+        Parameters
+        ----------
+        now : float
+            Seconds on the shell's clock.
+
+        Returns
+        -------
+        list of (dict, Entry)
+            Header and entry of each, in order.
+        """
+        window = self.window
+        if self.phase != OPEN or self.must_reopen or window.sent >= window.last:
+            return []
+        if window.sent <= self._accepted:
+            self._stalled_since = now
+        session, attempt = self._session, self.attempt
+        return [
+            (
+                {
+                    "v": PROTOCOL_VERSION,
+                    "kind": GRADIENT,
+                    "worker": self.worker_id,
+                    "session": session,
+                    "attempt": attempt,
+                    "number": entry.number,
+                    "encoding": RAW,
+                    **entry.header,
+                },
+                entry,
+            )
+            for entry in window.send(self._grant)
+        ]
+
+    def wait_for(self, number: int) -> None:
+        """Ask to be told as soon as a number is settled; `done_waiting` afterwards.
+
+        Parameters
+        ----------
+        number : int
+            What a flush waits for.
+        """
+        self._waiters.append(number)
+
+    def done_waiting(self, number: int) -> None:
+        """Take back `wait_for`.
+
+        Parameters
+        ----------
+        number : int
+            As given there.
+        """
+        self._waiters.remove(number)
+
+    # What the shell's thread does
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is something to hear from the broker soon; else a heartbeat now and then is enough."""
+        return (
+            self.phase != OPEN
+            or len(self.window) > 0
+            or self._want > 0
+            or self._echo_due
+        )
+
+    @property
+    def hurry(self) -> int:
+        """The number whose settling somebody waits for, 0 if nobody does."""
+        window = self.window
+        ahead = [number for number in self._waiters if number > window.settled]
+        if ahead:
+            return min(ahead)
+        if self._want and len(window):
+            # A push waits for room in the window: a quarter of it at a time keeps requests few.
+            return window.settled + max(1, len(window) // 4)
+        return 0
+
+    def hello(self) -> dict[str, Any]:
+        """Build a `hello`.
+
+        Returns
+        -------
+        dict
+            The request's keys.
+        """
+        return {
+            "v": PROTOCOL_VERSION,
+            "op": "hello",
+            "worker": self.worker_id,
+            "nonce": self._nonce,
+            "session": self._session,
+            "lowest": self.window.lowest or (self.window.last + 1 if self._session else 0),
+            "generated": self._generated,
+        }
+
+    def heartbeat(self) -> dict[str, Any]:
+        """Build a `heartbeat`.
+
+        Returns
+        -------
+        dict
+            The request's keys.
+        """
+        window = self.window
+        return {
+            "v": PROTOCOL_VERSION,
+            "op": "heartbeat",
+            "worker": self.worker_id,
+            "session": self._session,
+            "attempt": self.attempt,
+            "sent": window.sent,
+            # Up to here the refusals are known: hello settles numbers too, but does not tell what was refused.
+            "settled": self._refused_through,
+            "grant_seq": self._grant_seq,
+            "held": max(self._grant, window.in_flight_bytes),
+            "want": self._want,
+            "until": self.hurry,
+            "fingerprint": None if self.layout is None else self.layout.fingerprint,
+            # A new attempt wants to know at once from where to send.
+            "wait_s": 0.0 if self.phase == RESUMING or not self.is_busy else HEARTBEAT_WAIT_S,
+        }
+
+    def leave(self) -> dict[str, Any]:
+        """Build a `leave`.
+
+        Returns
+        -------
+        dict
+            The request's keys.
+        """
+        return {
+            "v": PROTOCOL_VERSION,
+            "op": "leave",
+            "worker": self.worker_id,
+            "session": self._session,
+            "incarnation": self.state.incarnation if self.state else "",
+        }
+
+    def connection_lost(self) -> None:
+        """Begin a new attempt if something was on the way, for it may be gone; ZeroMQ itself connects again."""
+        if self.window.sent > self._accepted:
+            self._begin_attempt()
+
+    def reopened(self) -> None:
+        """Note that the shell has a fresh PUSH socket."""
+        self.must_reopen = False
+
+    def on_hello(self, header: Mapping[str, Any], layout_frame: Any, now: float) -> None:
+        """Take in the reply to a `hello`.
+
+        Parameters
+        ----------
+        header : mapping
+            Of the reply.
+        layout_frame : buffer or None
+            The frame behind it.
+        now : float
+            Seconds on the shell's clock.
+
+        Raises
+        ------
+        MalformedMessage
+            If the layout cannot be decoded.
+        """
+        window = self.window
+        layout = Layout.from_frame(layout_frame) if layout_frame is not None else None
+        if layout is None or self.layout is None or layout.fingerprint != self.layout.fingerprint:
+            self.layout = layout
+        accepted, settled = int(header["accepted"]), int(header["settled"])
+        is_first = self._session is None
+        session = str(header["session"])
+        if not is_first and header["incarnation"] != str(self._session).partition(":")[0]:
+            self._on_restart(header)
+            if self.ended is not None:
+                return
+        if session != self._session:
+            self._session = session
+            # Everything on the way belongs to the former session.
+            self.attempt += 0 if is_first else 1
+            self.must_reopen = self._rewind_due = True
+        if is_first:
+            window.settled = window.sent = window.last = accepted
+            self._refused_through = settled
+            self.cursor = header["cursor"]
+        self.gradients = str(header["gradients"])
+        self.lease_s = float(header["lease_s"])
+        self._queue_bytes = int(header["queue_bytes"])
+        self._accepted = accepted
+        self._take_grant(header)
+        self._take_state(header)
+        window.settle(min(settled, window.last))
+        if self._rewind_due:
+            window.rewind(accepted)
+            self._rewind_due = False
+        self.phase = OPEN
+        self._stalled_since = now
+
+    def on_heartbeat(self, header: Mapping[str, Any], now: float) -> None:
+        """Take in the reply to a `heartbeat`.
+
+        Parameters
+        ----------
+        header : mapping
+            Of the reply.
+        now : float
+            Seconds on the shell's clock.
+        """
+        window = self.window
+        accepted, settled = int(header["accepted"]), int(header["settled"])
+        if accepted > self._accepted or settled > window.settled:
+            self._stalled_since = now
+        self._accepted = max(self._accepted, accepted)
+        for number, reason, leaf, message in header["refused"]:
+            if number > self._refused_through:
+                self._refused_through = number
+                self.problems.append(GradientRefused(reason, message, leaf=leaf, number=number))
+        window.settle(min(settled, window.last))
+        self._refused_through = max(self._refused_through, window.settled)
+        self._take_grant(header)
+        self._take_state(header)
+        if self.phase == RESUMING and header["attempt"] == self.attempt:
+            self._count_futile(accepted)
+            if self.ended is not None:
+                return
+            window.rewind(accepted)
+            self._rewind_due = False
+            self.phase = OPEN
+            self._stalled_since = now
+        elif self.phase == OPEN and header["resend"] and header["attempt"] == self.attempt:
+            self._begin_attempt()
+        elif self.phase == OPEN and window.sent > accepted and now - self._stalled_since > self._patience():
+            self._begin_attempt()
+        if self.phase == OPEN and header["fingerprint"] != (self.layout.fingerprint if self.layout else None):
+            self.phase = GREETING  # the parameters were replaced: hello brings the layout
+
+    def on_error(self, error: DistgradError, code: str) -> None:
+        """Take in an error that the broker answered a request of this session with.
+
+        Parameters
+        ----------
+        error : DistgradError
+            As built by `distgrad.errors.from_code`.
+        code : str
+            Its code on the wire.
+        """
+        if code in ("unknown_worker", "restarted"):
+            self.phase = GREETING
+        elif code == "failed":
+            pass  # the broker is shutting down: its successor may answer
+        elif isinstance(error, Fenced):
+            self._end(Fenced("fenced", f"{error}; a fenced worker does not come back by itself"))
+        elif isinstance(error, Forbidden) or self.phase == GREETING or code == "destroyed":
+            self._end(error)
+        else:
+            self.problems.append(error)
+
+    def _on_restart(self, header: Mapping[str, Any]) -> None:
+        """Tell the user once what went with the old incarnation (PROTOCOL 6)."""
+        settled = self.window.settled
+        if header["accepted"] < settled and not header["adopted"]:
+            lost = HistoryLost(
+                "history_lost",
+                f"the broker has {header['accepted']} gradients of {self.worker_id!r}, but had settled {settled}: "
+                "its data directory is older than what it had acknowledged",
+            )
+            self._end(lost)
+            return
+        if header["adopted"] or settled == 0:
+            error = BrokerRestarted(
+                "restarted",
+                "the broker was restarted and kept nothing on disk: "
+                + (f"the effect of gradients 1 to {settled} of this worker is gone" if settled else "none was settled"),
+                hint="initialize() offers parameters again; this error is raised once and the worker can go on",
+            )
+            error.lost = (1, settled) if settled else None
+            self.problems.append(error)
+
+    def _begin_attempt(self) -> None:
+        self.attempt += 1
+        self.must_reopen = self._rewind_due = True
+        if self.phase == OPEN:
+            self.phase = RESUMING
+
+    def _patience(self) -> float:
+        return float((STALL_S + self.window.in_flight_bytes / SLOW_BYTES_PER_S) * 2 ** max(0, self._futile - 1))
+
+    def _count_futile(self, accepted: int) -> None:
+        """Count how often the gradient after the last accepted one was sent in vain, and give up in the end."""
+        if self.window.sent <= accepted:
+            return
+        self._futile = self._futile + 1 if accepted == self._futile_after else 1
+        self._futile_after = accepted
+        if self._futile >= MAX_TRIES:
+            self._end(
+                DeliveryFailed(
+                    f"gradient {accepted + 1} was sent {self._futile} times and never arrived, while the control "
+                    f"channel answers: is {self.gradients} reachable from here?",
+                    hint="pass gradients= if the broker's gradients port is forwarded",
+                )
+            )
+
+    def _take_grant(self, header: Mapping[str, Any]) -> None:
+        self._echo_due = header["grant_seq"] != self._grant_seq
+        self._grant, self._grant_seq = int(header["grant"]), int(header["grant_seq"])
+
+    def _take_state(self, header: Mapping[str, Any]) -> None:
+        self.state = State(header["incarnation"], header["generation"], header["version"])
+        self.is_running = bool(header["running"])
+
+    def _end(self, error: DistgradError) -> None:
+        if self.ended is None:
+            self.ended = error

@@ -1,0 +1,165 @@
+"""The gradients that are not settled yet, in order: what was numbered, what is on the way, what still waits.
+
+``settled < … <= sent < … <= last``: numbers up to *settled* are done with, those up to *sent* were sent in the
+current attempt, the rest waits for a grant. The bytes in flight (settled < number <= sent) stay within the grant; everything
+kept stays within the window's own limit. Nothing here knows a socket or a clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+class Entry:
+    """One numbered gradient.
+
+    Attributes
+    ----------
+    number : int
+        Its number.
+    header : dict
+        The header's keys that do not change when it is sent again.
+    parts : sequence of buffers
+        The payload; not touched by anybody until it is settled.
+    charge : int
+        What it counts for in the grant, bytes.
+    """
+
+    __slots__ = ("charge", "header", "number", "parts")
+
+    def __init__(self, number: int, header: dict[str, Any], parts: Sequence[Any], charge: int) -> None:
+        self.number = number
+        self.header = header
+        self.parts = parts
+        self.charge = charge
+
+
+class Window:
+    """Unsettled gradients of one worker.
+
+    Parameters
+    ----------
+    limit_bytes : int or None
+        The most that is kept; None leaves it to the grant.
+    """
+
+    def __init__(self, limit_bytes: int | None) -> None:
+        self.limit_bytes = limit_bytes
+        self.settled = 0
+        self.sent = 0
+        self.last = 0
+        self.kept_bytes = 0
+        self.in_flight_bytes = 0
+        self._entries: deque[Entry] = deque()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def lowest(self) -> int:
+        """Lowest unsettled number, 0 if there is none."""
+        return self._entries[0].number if self._entries else 0
+
+    def has_room(self, charge: int, grant: int) -> bool:
+        """Tell whether one more gradient can be taken in.
+
+        Parameters
+        ----------
+        charge : int
+            What it counts for, bytes.
+        grant : int
+            The broker's grant, bytes.
+
+        Returns
+        -------
+        bool
+            True if it fits in the grant and in the window; an empty window takes one of any size.
+        """
+        if self.kept_bytes + charge > grant:
+            return False
+        return self.limit_bytes is None or not self._entries or self.kept_bytes + charge <= self.limit_bytes
+
+    def add(self, header: dict[str, Any], parts: Sequence[Any], charge: int) -> Entry:
+        """Give a gradient the next number and keep it until it is settled.
+
+        Parameters
+        ----------
+        header : dict
+            Keys for its header.
+        parts : sequence of buffers
+            Its payload.
+        charge : int
+            What it counts for, bytes.
+
+        Returns
+        -------
+        Entry
+            Not sent yet.
+        """
+        self.last += 1
+        entry = Entry(self.last, header, parts, charge)
+        self._entries.append(entry)
+        self.kept_bytes += charge
+        return entry
+
+    def send(self, grant: int) -> Iterator[Entry]:
+        """Go through what may be sent now, marking each as sent.
+
+        Parameters
+        ----------
+        grant : int
+            The broker's grant, bytes.
+
+        Yields
+        ------
+        Entry
+            In order.
+        """
+        if self.sent >= self.last:
+            return
+        first = self._entries[0].number if self._entries else self.last + 1
+        # The usual case is one new entry at the end; only a new attempt looks at more.
+        for index in range(self.sent + 1 - first, len(self._entries)):
+            entry = self._entries[index]
+            if self.in_flight_bytes + entry.charge > grant:
+                return
+            self.sent = entry.number
+            self.in_flight_bytes += entry.charge
+            yield entry
+
+    def settle(self, number: int) -> int:
+        """Let go of everything up to a number.
+
+        Parameters
+        ----------
+        number : int
+            The broker's cumulative settled number.
+
+        Returns
+        -------
+        int
+            How many were let go.
+        """
+        count = 0
+        while self._entries and self._entries[0].number <= number:
+            entry = self._entries.popleft()
+            self.kept_bytes -= entry.charge
+            if entry.number <= self.sent:
+                self.in_flight_bytes -= entry.charge
+            count += 1
+        self.settled = max(self.settled, number)
+        self.sent = max(self.sent, self.settled)
+        self.last = max(self.last, self.settled)
+        return count
+
+    def rewind(self, accepted: int) -> None:
+        """Note that everything behind a number has to be sent again.
+
+        Parameters
+        ----------
+        accepted : int
+            The last number that the broker has.
+        """
+        self.sent = min(max(accepted, self.settled), self.last)
+        self.in_flight_bytes = sum(entry.charge for entry in self._entries if entry.number <= self.sent)

@@ -1,0 +1,490 @@
+"""The class that a training program imports: pull parameters, push gradients."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from distgrad import addresses
+from distgrad.client import ControlClient
+from distgrad.codec import encode
+from distgrad.errors import (
+    BrokerUnreachable,
+    ConfigError,
+    DistgradError,
+    Forked,
+    GradientRefused,
+    StateError,
+)
+from distgrad.keys import ClientKeys
+from distgrad.layout import Layout
+from distgrad.transfer import fetch, fetch_layout, payload
+from distgrad.wire import MAX_CURSOR_BYTES, MAX_ID_CHARACTERS, State
+from distgrad_worker.driver import Driver
+from distgrad_worker.session import OPEN, Session
+from distgrad_worker.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from distgrad.keys import KeyPath
+
+# A blocked call looks this often whether the broker still answers; Ctrl-C ends it at once anyway.
+_LOOK_S = 0.5
+# An unfinished worker is given this long to deliver when the program ends, or its with-block by an exception.
+EXIT_FLUSH_S = 10.0
+_ABORT_FLUSH_S = 1.0
+# The most that a pull waits in one request; the broker's own limit.
+_PULL_WAIT_S = 5.0
+# Enough that the broker always has the next gradient while it applies one; more would only make workers staler.
+DEFAULT_WINDOW_BYTES = 64 * 1024 * 1024
+
+
+class Worker:
+    """Connection of one worker to a broker.
+
+    A gradient that was pushed is *queued*, not applied: it is kept here, and sent again if need be, until the broker says that
+    it is settled. `flush` waits for that. The methods may be called from several threads of the process that made
+    the worker, not from a child of ``fork``.
+
+    Parameters
+    ----------
+    address : str
+        The broker's control channel: ``host``, ``host:port`` or ``tcp://…``; `hello` tells the rest.
+    worker_id : str, optional
+        Unique among the workers that run. One that comes back under its id goes on with its numbers and is told its last cursor.
+        By default one is made up, and forgotten after `close`.
+    keys : path or ClientKeys, optional
+        File made by ``distgrad keys new``; needed if the broker has keys.
+    window_bytes : int, optional
+        The most that unsettled gradients may take here, bytes; by default 64 MiB or two gradients, whichever is more.
+    timeout : float
+        How long the broker may be unreachable before a call gives up, seconds. Waiting for a broker that answers (because
+        it is stopped, say) is not limited by it.
+    gradients : str, optional
+        Where to send gradients, if not where the broker says: for forwarded ports.
+
+    Raises
+    ------
+    BrokerUnreachable
+        If no broker answers in time; names the address that was tried.
+    ConfigError
+        If an argument is impossible.
+    KeyFileError
+        If the key file cannot be used.
+    ControlError
+        If the broker does not take the worker (`Fenced`, `Forbidden`, …).
+
+    Examples
+    --------
+    >>> with Worker("127.0.0.1:5556") as worker:  # doctest: +SKIP
+    ...     snapshot = worker.initialize({"w": np.zeros(3, np.float32)})
+    ...     worker.push({"w": gradient(snapshot.parameters)})
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        worker_id: str | None = None,
+        keys: KeyPath | ClientKeys | None = None,
+        window_bytes: int | None = None,
+        timeout: float = 30.0,
+        gradients: str | None = None,
+    ) -> None:
+        if worker_id is not None and not (0 < len(worker_id) <= MAX_ID_CHARACTERS and worker_id.isprintable()):
+            raise ConfigError(f"worker_id must have 1 to {MAX_ID_CHARACTERS} printable characters, got {worker_id!r}")
+        if window_bytes is not None and window_bytes < 1:
+            raise ConfigError(f"window_bytes must be at least 1, got {window_bytes}")
+        if not timeout > 0:
+            raise ConfigError(f"timeout must be more than 0 seconds, got {timeout}")
+        self._pid = os.getpid()
+        self._timeout = timeout
+        self._is_closed = False
+        self._window_bytes = window_bytes
+        self._address = addresses.parse(address, addresses.CONTROL_PORT)
+        client_keys = ClientKeys.of(keys)
+        nonce = os.urandom(16)
+        self._session = Session(
+            worker_id or f"worker-{nonce[:6].hex()}",
+            nonce,
+            generated=worker_id is None,
+            window_bytes=window_bytes or DEFAULT_WINDOW_BYTES,
+        )
+        self._lock = threading.Condition()
+        self._driver = Driver(self._session, self._lock, self._address, client_keys, gradients)
+        self._puller = ControlClient(address, client_keys, timeout, context=self._driver.context)
+        self._last_state: State | None = None
+        self._driver.start()
+        # Weakly: the exit hook must not keep a worker alive that nobody uses any more.
+        self._at_exit = _flush_at_exit(weakref.ref(self))
+        atexit.register(self._at_exit)
+        try:
+            with self._lock:
+                self._wait(lambda: self._session.phase == OPEN)
+        except BaseException:
+            self._shut(leaves=False)
+            raise
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+            return
+        try:
+            self.close(timeout=_ABORT_FLUSH_S)
+        except (DistgradError, TimeoutError) as lesser:
+            if error is not None:
+                error.add_note(f"closing the worker failed as well: {lesser}")
+
+    @property
+    def worker_id(self) -> str:
+        """Name of this worker at the broker."""
+        return self._session.worker_id
+
+    @property
+    def cursor(self) -> bytes | str | None:
+        """Where this worker id stood in its data when this process came: the last accepted cursor, or None."""
+        return self._session.cursor
+
+    @property
+    def settled(self) -> int:
+        """Highest number up to which every gradient of this worker is settled."""
+        return self._session.window.settled
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the broker's updater ran when the broker last answered."""
+        return self._session.is_running
+
+    def initialize(self, parameters: Any) -> Snapshot:
+        """Offer the first parameters; the first offer wins and all workers get the winner.
+
+        Parameters
+        ----------
+        parameters : nest of ndarray
+            Dict, list, tuple or namedtuple with array leaves, or one bare array. Copied.
+
+        Returns
+        -------
+        Snapshot
+            The parameters that the broker has now.
+
+        Raises
+        ------
+        LayoutError
+            If `parameters` cannot be laid out.
+        ControlError
+            If one gradient does not fit in the broker's queue, or the key's role does not allow it.
+        BrokerUnreachable
+            If the broker does not answer in time.
+        """
+        self._check()
+        layout, frames = payload(parameters)
+        self._puller.request("set", frames=frames, mutating=True, if_absent=True)
+        snapshot = self._fetch(None, 0.0, None)
+        assert snapshot is not None  # without newer_than there is always an answer
+        if snapshot.layout.fingerprint == layout.fingerprint:
+            # The broker's nest has no namedtuples; this process knows its own.
+            snapshot = snapshot.shaped_like(parameters)
+        return snapshot
+
+    def pull(
+        self, newer_than: Snapshot | State | int | None = None, timeout: float | None = None, out: Snapshot | None = None
+    ) -> Snapshot:
+        """Fetch the parameters.
+
+        Parameters
+        ----------
+        newer_than : Snapshot, State or int, optional
+            Wait until the parameters are newer than this; parameters that were replaced count as newer. Without it the
+            current ones come at once.
+        timeout : float, optional
+            How long to wait for newer ones, seconds; None waits as long as the broker answers.
+        out : Snapshot, optional
+            An earlier result whose memory is reused if the layout is the same; its arrays change.
+
+        Returns
+        -------
+        Snapshot
+            A consistent version, in arrays of its own.
+
+        Raises
+        ------
+        NoParameters
+            If none were set yet; see `initialize`.
+        TimeoutError
+            If nothing newer came in time, or (as `BrokerUnreachable`) the broker does not answer.
+        GradientRefused
+            If a gradient pushed earlier was refused; nothing was pulled.
+        BrokerRestarted
+            Once, if the broker was restarted and lost what it had.
+        SnapshotRevoked
+            If the connection is too slow for the rate of updates.
+        """
+        self._check()
+        since = self._state_of(newer_than)
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            wait_s = 0.0 if since is None else max(0.0, min(_PULL_WAIT_S, deadline - time.monotonic()))
+            snapshot = self._fetch(since, wait_s, out)
+            if snapshot is not None:
+                return snapshot
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"nothing newer than {since} within {timeout} s")
+            self._check()
+
+    def push(
+        self,
+        gradients: Any,
+        *,
+        loss: float | None = None,
+        examples: int = 1,
+        cursor: bytes | str | None = None,
+        base_version: Snapshot | State | int | None = None,
+    ) -> int:
+        """Queue a gradient for the broker; waits while there is no grant for it.
+
+        Parameters
+        ----------
+        gradients : nest of ndarray
+            One array for each trained leaf, found by its path; copied, cast to the parameter's dtype (``same_kind``).
+        loss : float, optional
+            For display.
+        examples : int
+            Training examples behind it, at least 0.
+        cursor : bytes or str, optional
+            Where this worker stands in its data after this gradient; told to whoever comes back under this id. At most 4 KiB.
+        base_version : Snapshot, State or int, optional
+            What it was computed on; by default the last pull's.
+
+        Returns
+        -------
+        int
+            The gradient's number. It is queued, not applied: see `flush`.
+
+        Raises
+        ------
+        LayoutError
+            If it does not fit the parameters; nothing was queued.
+        NoParameters
+            If the broker has no parameters yet.
+        GradientRefused
+            If a gradient pushed earlier was refused (this one was not queued), or if this one can never fit.
+        ConfigError
+            If an argument is impossible.
+        BrokerUnreachable
+            If a grant was waited for and the broker does not answer in time.
+        BrokerRestarted
+            Once, if the broker was restarted and lost what it had; this gradient was not queued.
+        """
+        self._check()
+        layout = self._session.layout
+        if layout is None:
+            # The heartbeat that tells of new parameters may still be under way; the broker itself knows.
+            layout = fetch_layout(self._puller)
+        fields = self._fields(layout, loss, examples, cursor, base_version)
+        parts = encode(layout, layout.pack_gradient(gradients))
+        size = layout.gradient_bytes
+        session, driver = self._session, self._driver
+        with self._lock:
+            if not session.can_push(size):
+                session.check_size(size)
+                driver.wake()
+                try:
+                    self._wait(lambda: session.can_push(size))
+                finally:
+                    session.stop_wanting()
+            number = session.push(fields, parts, size)
+            driver.send_due()
+            if driver.is_idle:
+                driver.wake()
+        return number
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until everything pushed so far is settled: decided, visible to `pull`, and as durable as the broker was told to be.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds; None waits as long as the broker answers.
+
+        Raises
+        ------
+        TimeoutError
+            If something is unsettled after `timeout`, or (as `BrokerUnreachable`) the broker does not answer.
+        GradientRefused
+            If a gradient was refused; everything is settled nevertheless.
+        BrokerRestarted
+            Once, if the broker was restarted and lost what it had.
+        """
+        self._check()
+        session = self._session
+        with self._lock:
+            last = session.window.last
+            if session.window.settled < last:
+                session.wait_for(last)
+                self._driver.wake()
+                try:
+                    self._wait(lambda: session.window.settled >= last, timeout)
+                finally:
+                    session.done_waiting(last)
+            self._raise_problem()
+
+    def close(self, timeout: float | None = None) -> None:
+        """Flush, say goodbye, and close the connection. Idempotent.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            For the flush, seconds; None waits as long as the broker answers.
+
+        Raises
+        ------
+        TimeoutError
+            If something is unsettled after `timeout`; the connection is closed all the same.
+        GradientRefused
+            If a gradient was refused; the connection is closed all the same.
+        """
+        if self._is_closed or os.getpid() != self._pid:
+            return
+        is_settled = False
+        try:
+            # What is told here is raised after everything is settled, not instead of settling.
+            with self._lock:
+                told = list(self._session.problems)
+                self._session.problems.clear()
+            try:
+                self.flush(timeout)
+            finally:
+                is_settled = not len(self._session.window)
+                with self._lock:
+                    self._session.problems.extendleft(reversed(told))
+            with self._lock:
+                self._raise_problem()
+        finally:
+            self._shut(leaves=is_settled)
+
+    def _shut(self, *, leaves: bool) -> None:
+        self._is_closed = True
+        atexit.unregister(self._at_exit)
+        self._puller.close()
+        self._driver.close(leaves=leaves and self._session.ended is None, timeout_s=min(self._timeout, 1.0))
+
+    def _fetch(self, since: State | None, wait_s: float, out: Snapshot | None) -> Snapshot | None:
+        known = out or None
+        fetched = fetch(
+            self._puller,
+            newer_than=since,
+            wait_s=wait_s,
+            have=known.layout if known else self._session.layout,
+            out_arenas=None if known is None else known.arenas,
+        )
+        if fetched is None:
+            return None
+        with self._lock:
+            self._last_state = fetched.state
+        like = known.like if known is not None and known.layout.fingerprint == fetched.layout.fingerprint else None
+        return Snapshot(fetched.layout, fetched.arenas, fetched.state, like)
+
+    def _state_of(self, what: Snapshot | State | int | None) -> State | None:
+        """Name the state that a caller means; a bare number means the incarnation and generation last pulled."""
+        if what is None or isinstance(what, State):
+            return what
+        if isinstance(what, Snapshot):
+            return what.state
+        known = self._last_state or self._session.state
+        if known is None:
+            raise StateError("a bare version number means nothing before the first pull; pull first")
+        return known._replace(version=int(what))
+
+    def _fields(
+        self,
+        layout: Layout,
+        loss: float | None,
+        examples: int,
+        cursor: bytes | str | None,
+        base_version: Snapshot | State | int | None,
+    ) -> dict[str, Any]:
+        if cursor is not None and not (isinstance(cursor, bytes | str) and len(cursor) <= MAX_CURSOR_BYTES):
+            raise ConfigError(f"cursor must be bytes or str of at most {MAX_CURSOR_BYTES}, got {cursor!r:.80}")
+        if examples < 0:
+            raise ConfigError(f"examples must be at least 0, got {examples}")
+        return {
+            "base": self._last_state if base_version is None else self._state_of(base_version),
+            "fingerprint": layout.fingerprint,
+            "examples": int(examples),
+            "loss": None if loss is None else float(loss),
+            "cursor": cursor,
+        }
+
+    def _check(self) -> None:
+        if os.getpid() != self._pid:
+            raise Forked("this worker belongs to the parent process; make a new Worker after fork")
+        if self._is_closed:
+            raise StateError("this worker is closed")
+        if self._session.problems or self._session.ended or self._driver.failure:
+            with self._lock:
+                self._raise_problem()
+
+    def _raise_problem(self) -> None:
+        session = self._session
+        if self._driver.failure is not None:
+            raise StateError("the worker's own thread ended; this is a bug in distgrad") from self._driver.failure
+        if session.problems:
+            problem = session.problems.popleft()
+            refused = [p for p in session.problems if isinstance(p, GradientRefused)]
+            if isinstance(problem, GradientRefused) and refused:
+                problem.add_note(f"{len(refused)} more gradient(s) were refused; each is raised in turn")
+            raise problem
+        if session.ended is not None:
+            raise session.ended
+
+    def _wait(self, is_done: Any, timeout: float | None = None) -> None:
+        """Wait, with the lock held, until something is true or the broker is given up."""
+        started = time.monotonic()
+        deadline = math.inf if timeout is None else started + timeout
+        while not is_done():
+            if self._session.ended is not None or self._driver.failure is not None:
+                self._raise_problem()
+            now = time.monotonic()
+            if now >= deadline:
+                raise TimeoutError(f"{len(self._session.window)} gradient(s) are not settled after {timeout} s")
+            if now - max(started, self._driver.last_answer) >= self._timeout:
+                raise self._unreachable()
+            self._lock.wait(min(_LOOK_S, deadline - now, self._timeout))
+
+    def _unreachable(self) -> BrokerUnreachable:
+        link = self._driver.link
+        detail = {
+            None: "no connection came about",
+            "absent": "nobody listens there",
+            "refused": "the broker does not accept the key",
+            "no_keys": "one side has keys and the other has none",
+            "lost": "the connection was lost",
+            "unfinished": "the handshake was not finished; is the key this broker's?",
+        }.get(None if link is None else link.value, "the broker is silent")
+        return BrokerUnreachable(
+            f"no answer from a broker at {self._address.endpoint} within {self._timeout:g} s: {detail}",
+            hint="start one with `distgrad broker`, or check the address and the keys",
+        )
+
+
+def _flush_at_exit(reference: weakref.ref[Worker]) -> Any:
+    """Make the hook that delivers what a program left behind when it ends without `close`."""
+
+    def flush() -> None:
+        worker = reference()
+        if worker is not None:
+            worker.close(timeout=EXIT_FLUSH_S)
+
+    return flush

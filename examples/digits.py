@@ -2,7 +2,7 @@
 
 Start a broker, then this on four processes, from the folder of this file::
 
-    distgrad broker --optimizer adam --lr 0.002
+    distgrad broker --optimizer adam --lr 0.001
     distgrad worker tcp://127.0.0.1:5556 digits:train --processes 4
 
 or on one process with ``python digits.py tcp://127.0.0.1:5556``. Needs scikit-learn.
@@ -20,7 +20,7 @@ from distgrad_worker import Worker
 
 HIDDEN = 64  # units in the hidden layer
 BATCH = 32  # examples behind one gradient
-GRADIENTS = 1600  # of all workers together
+GRADIENTS = 4000  # of all workers together
 
 Arrays = dict[str, np.ndarray]
 Data = tuple[np.ndarray, np.ndarray]
@@ -83,7 +83,7 @@ def train(worker: Worker) -> None:
         now = worker.pull()
         loss, grads = gradient(now.parameters, x[batch], y[batch])
         worker.push(grads, loss=loss, examples=BATCH, base_version=now.version)
-        if step % 100 == 0:
+        if step % 250 == 0:
             print(f"step {step} of {steps}: loss {loss:.3f}")
 
 

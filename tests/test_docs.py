@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import ast
-import os
+import contextlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import load_file
+
+from distgrad.config import fields
+from distgrad.quantities import parse_seconds
+from distgrad_broker.config import BrokerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE_ROOTS = ("distgrad", "broker", "worker")
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / root / "README.md" for root in SOURCE_ROOTS)]
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / folder / "README.md" for folder in (*SOURCE_ROOTS, "deploy")),
+    ]
 )
 MODULES = sorted(path for root in SOURCE_ROOTS for path in (ROOT / root).rglob("*.py"))
 SCRIPTS = sorted(path for folder in ("tests", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
@@ -98,7 +109,7 @@ def lines_for_a_shell(page: Path) -> Iterator[list[str]]:
             for line in block.replace("\\\n", " ").splitlines():
                 yield shlex.split(line.removeprefix("$ "), comments=True)
     for inline in re.findall(r"`((?:distgrad|make) [^`]+)`", prose(text)):
-        yield inline.split()
+        yield shlex.split(inline)
 
 
 def is_known(words: list[str]) -> bool:
@@ -170,61 +181,106 @@ def test_the_readmes_example_in_one_process_learns(capsys: pytest.CaptureFixture
     assert (w0, w1, b) == pytest.approx((2.0, -1.0, 0.5), abs=0.2)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="the example is for a POSIX shell")
 def test_the_readmes_example_on_many_machines_learns(tmp_path: Path) -> None:
-    """Every line is run as it stands, but for the address: all machines are this one, and ports are free ones."""
+    """Every line is run as it stands, but for addresses: a machine is a folder here, and ports are free ones."""
+    boss, other = tmp_path / "boss", tmp_path / "other"
+    boss.mkdir()
+    other.mkdir()
+    address, printed = "", ""
     blocks = section("On many machines")
     assert sum(len(block.splitlines()) for _, block in blocks) <= 24
+
     with contextlib.ExitStack() as stack:
-        address, printed = "", ""
         for language, block in blocks:
             if language == "python":
-                (tmp_path / block.splitlines()[0].removeprefix("# ")).write_text(block)
+                (other / block.splitlines()[0].removeprefix("# ")).write_text(block)
                 continue
+            folder = other if "scp " in block else boss
             for words in map(shlex.split, block.splitlines()):
-                if words[:2] == ["distgrad", "broker"]:
-                    local = ["127.0.0.1:0" if word == "0.0.0.0" else word for word in words]
-                    address = stack.enter_context(running_broker(local[2:], cwd=tmp_path))
-                elif words[0] == "scp":
-                    shutil.copy(tmp_path / words[1].removeprefix("boss:"), tmp_path / words[2])
+                if words[0] == "scp":
+                    shutil.copy(boss / words[1].removeprefix("boss:"), other / words[2])
+                    continue
+                assert words[0] == "distgrad", f"how is {words} to be run?"
+                words = [{"0.0.0.0": "127.0.0.1:0", "boss": address}.get(word, word) for word in words[1:]]
+                if words[0] == "broker":
+                    address = stack.enter_context(running_broker(words, folder))
                 else:
-                    assert words[0] == "distgrad", f"how is {words} to be run?"
-                    printed += run_distgrad([address if word == "boss" else word for word in words[1:]], cwd=tmp_path)
+                    printed += run_distgrad(words, folder)
 
-        learned = load_file(tmp_path / "model.safetensors")
-
+    learned = load_file(boss / "model.safetensors")
     assert [*learned["w"], *learned["b"]] == pytest.approx([2.0, -1.0, 0.5], abs=0.2)
-    assert "500" in printed, "status shows the version: two processes pushed 250 gradients each"
+    assert "version 500" in printed, "two processes pushed 250 gradients each"
 
 
-def run_distgrad(arguments: Sequence[str], cwd: Path) -> str:
+def run_distgrad(arguments: Sequence[str], folder: Path) -> str:
     """Run the command to its end and return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "distgrad", *arguments], cwd=cwd, capture_output=True, text=True, timeout=60
-    )
+    command = [sys.executable, "-m", "distgrad", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
     return done.stdout
 
 
 @contextlib.contextmanager
-def running_broker(arguments: Sequence[str], cwd: Path) -> Iterator[str]:
+def running_broker(arguments: Sequence[str], folder: Path) -> Iterator[str]:
     """Run a broker process; its control address is what the block gets."""
-    log = (cwd / "broker.log").open("w+")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "distgrad", "broker", *arguments],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-    )
+    command = [sys.executable, "-m", "distgrad", *arguments]
+    with (
+        (folder / "broker.log").open("w") as log,
+        subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            ready = re.search(r"control=(\S+)", process.stdout.readline())
+            assert ready, (folder / "broker.log").read_text()
+            yield ready[1]
+        finally:
+            process.terminate()
+            code = process.wait(timeout=30)
+    assert code == 0, (folder / "broker.log").read_text()
+
+
+# Configuration
+
+
+def test_every_setting_is_documented_as_it_is() -> None:
+    rows = {
+        row[0].strip("`"): row[1:]
+        for row in (
+            [cell.strip() for cell in line.strip("|").split(" | ")]
+            for line in (ROOT / "docs" / "configuration.md").read_text().splitlines()
+            if line.startswith("| `")
+        )
+        if len(row) == 6
+    }
+
+    assert list(rows) == [field.name for field in fields(BrokerConfig)]
+    for field in fields(BrokerConfig):
+        flag, variable, unit, default, _ = rows[field.name]
+        assert (flag, variable) == (f"`{field.flag}`", f"`{field.variable}`")
+        assert all(f"`{choice}`" in unit for choice in field.setting.choices)
+        assert (field.setting.unit or "") in unit
+        if field.default is not None:
+            assert default == f"`{str(field.default).lower() if field.kind is bool else field.default}`"
+
+
+def test_the_sample_file_has_every_setting_with_its_default() -> None:
+    text = re.sub(r"^# (\w+ = )", r"\1", (ROOT / "deploy" / "broker.toml").read_text(), flags=re.MULTILINE)
+    sample = tomllib.loads(text)
+
+    assert sample.keys() == {field.name for field in fields(BrokerConfig)}
+    for field in fields(BrokerConfig):
+        value = sample[field.name]
+        if field.default is not None:
+            assert (parse_seconds(value) if field.setting.unit == "seconds" else value) == field.default
 
 
 # Code
 
 
-@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=name_of)
-def test_no_module_is_longer_than_400_lines(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= 400
+def test_no_module_is_longer_than_400_lines() -> None:
+    lengths = {name_of(path): len(path.read_text().splitlines()) for path in (*MODULES, *SCRIPTS)}
+
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

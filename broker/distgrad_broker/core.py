@@ -37,6 +37,7 @@ from distgrad_broker.events import (
     SaveEnded,
     ShutdownAsked,
     SocketsDrained,
+    TimePassed,
     WorkDue,
 )
 from distgrad_broker.policy import Asynchronous, Policy
@@ -120,10 +121,11 @@ class Core:
             intake.work(state, now)
         elif type(event) is RequestReceived:
             self._request(event, now)
+        elif type(event) is TimePassed:
+            self._answer_late(now)
         elif type(event) is SocketsDrained:
+            self._answer_late(now)
             state.busy_s += event.busy_s
-            for waiter in state.due(now):
-                waiter.on_deadline(waiter, now)
             if now >= state.next_sweep:
                 state.next_sweep = now + SWEEP_S
                 intake.expire_leases(state, now)
@@ -180,6 +182,10 @@ class Core:
         except MalformedMessage as error:
             self._count("malformed")
             state.fail(waiter, RequestError("malformed", error.message))
+
+    def _answer_late(self, now: float) -> None:
+        for waiter in self.state.due(now):
+            waiter.on_deadline(waiter, now)
 
     def _count(self, code: str) -> None:
         self.state.rejected[code] += 1

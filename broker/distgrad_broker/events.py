@@ -43,8 +43,15 @@ class WorkDue(NamedTuple):
     """The shell has time to apply one gradient."""
 
 
+class TimePassed(NamedTuple):
+    """A turn of the loop; requests whose deadline has come are due."""
+
+
 class SocketsDrained(NamedTuple):
-    """Nothing is left to read; the loop was busy, and deaf, for `busy_s` since the last such event."""
+    """A turn that left nothing to read; the loop was busy, and deaf, for `busy_s` since the last such event.
+
+    Leases are judged only now: what would renew them may still have waited in a socket before.
+    """
 
     busy_s: float
 
@@ -62,7 +69,14 @@ class ShutdownAsked(NamedTuple):
 
 
 Event = (
-    RequestReceived | BadRequestReceived | MessageRejected | WorkDue | SocketsDrained | SaveEnded | ShutdownAsked
+    RequestReceived
+    | BadRequestReceived
+    | MessageRejected
+    | WorkDue
+    | TimePassed
+    | SocketsDrained
+    | SaveEnded
+    | ShutdownAsked
 )
 
 

@@ -64,8 +64,8 @@ class Grants:
         self.budget_bytes = budget_bytes
         self._gradient_bytes = gradient_bytes
 
-    def echo(self, member: Member, grant_seq: int, held: int, want: int, sent: int) -> None:
-        """Take in what a worker says of its grant; `rebalance` afterwards.
+    def echo(self, member: Member, grant_seq: int, held: int, want: int, sent: int) -> bool:
+        """Take in what a worker says of its grant.
 
         Parameters
         ----------
@@ -79,7 +79,13 @@ class Grants:
             Bytes that a waiting push needs; 0 if none waits.
         sent : int
             The highest number that it has sent.
+
+        Returns
+        -------
+        bool
+            Whether to `rebalance`: something came free, is wanted, or was taken back.
         """
+        before = member.committed, member.promised, len(self._turns)
         if grant_seq == member.grant_seq:
             # Never more than was promised before: a worker cannot grant itself anything.
             member.committed = max(member.promised, min(held, member.committed), member.queued_bytes)
@@ -91,17 +97,28 @@ class Grants:
                 self._promise(member, 0)
         elif self.uses_turns and not member.promised and not member.queued_bytes:
             self._turns.setdefault(member.worker, member)
+        return before != (member.committed, member.promised, len(self._turns))
 
-    def settle(self, member: Member) -> None:
-        """End a turn whose gradient was settled; `rebalance` afterwards.
+    def settle(self, member: Member) -> bool:
+        """Note that a gradient was settled: it may end a turn, or free what a member that is gone still covered.
 
         Parameters
         ----------
         member : Member
             Whose gradient it was.
+
+        Returns
+        -------
+        bool
+            Whether to `rebalance`.
         """
+        if member.state != LIVE:
+            member.committed = member.queued_bytes
+            return True
         if self.uses_turns and member.promised and not member.queued_bytes:
             self._promise(member, 0)
+            return True
+        return False
 
     def withdraw(self, member: Member) -> None:
         """Take the grant of a member that is silent or has left; what it has queued stays covered.

@@ -150,8 +150,7 @@ def settle(state: CoreState, gradient: Gradient, member: Member, outcome: str, n
     member.queued_bytes -= gradient.charge
     state.queued_bytes -= gradient.charge
     state.outcomes[outcome] += 1
-    if state.grants.uses_turns:
-        state.grants.settle(member)
+    if state.grants.settle(member):
         rebalance(state)
     waiter = member.waiting
     if waiter is not None:

@@ -15,6 +15,7 @@ import contextlib
 import math
 import os
 import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,6 +35,7 @@ from distgrad_broker.events import (
     Shutdown,
     ShutdownAsked,
     SocketsDrained,
+    TimePassed,
     WorkDue,
 )
 
@@ -85,6 +87,9 @@ class Loop:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
+        # Reentrant, because a signal handler may post while the same thread is posting or closing.
+        self._pipe_lock = threading.RLock()
+        self._is_closed = False
         self._inbox: queue.SimpleQueue[SaveEnded | ShutdownAsked] = queue.SimpleQueue()
         self._ends_at = math.inf
         self._is_closing = False
@@ -97,10 +102,12 @@ class Loop:
         event : SaveEnded or ShutdownAsked
             What happened.
         """
-        self._inbox.put(event)
-        # A full pipe is a wake-up already, and a closed one belongs to a loop that has ended.
-        with contextlib.suppress(BlockingIOError, OSError):
-            os.write(self._wake_write, b"x")
+        with self._pipe_lock:
+            if self._is_closed:
+                return
+            self._inbox.put(event)
+            with contextlib.suppress(BlockingIOError):  # a full pipe is a wake-up already
+                os.write(self._wake_write, b"x")
 
     def run(self) -> None:
         """Serve until the core or a shutdown ends it."""
@@ -127,6 +134,8 @@ class Loop:
             if is_drained:
                 self._carry_out(handle(SocketsDrained(busy_since_drained), now), now)
                 busy_since_drained = 0.0
+            else:
+                self._carry_out(handle(_TIME_PASSED, now), now)
             if self._core.has_work:
                 busy_since_drained += self._work(now)
             if self._is_closing and self._core.is_drained:
@@ -134,8 +143,10 @@ class Loop:
 
     def close(self) -> None:
         """Close the pipe that wakes the loop; `post` does nothing from then on."""
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        with self._pipe_lock:
+            self._is_closed = True
+            os.close(self._wake_read)
+            os.close(self._wake_write)
 
     def _timeout_ms(self) -> int:
         if self._core.has_work:
@@ -210,3 +221,4 @@ class Loop:
 
 
 _WORK_DUE = WorkDue()
+_TIME_PASSED = TimePassed()

@@ -95,14 +95,15 @@ def heartbeat(state: CoreState, request: RequestReceived, waiter: Waiter, now: f
     if attempt > member.attempt:
         member.attempt = attempt
         member.missing = False
-    if state.members.renew(member, now, state.busy_s):
+    is_back = state.members.renew(member, now, state.busy_s)
+    if is_back:
         state.log(logging.INFO, "worker is back", worker=member.worker, session=member.session)
     member.sent = sent
     while member.refusals and member.refusals[0][0] <= settled:
         member.refusals.popleft()
     member.waiting = None  # a newer heartbeat replaces one that still waits
-    state.grants.echo(member, grant_seq, held, want, sent)
-    intake.rebalance(state)
+    if state.grants.echo(member, grant_seq, held, want, sent) or is_back:
+        intake.rebalance(state)
     is_news = (
         member.missing
         or member.grant_seq != grant_seq

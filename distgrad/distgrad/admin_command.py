@@ -1,7 +1,6 @@
 """``distgrad admin ADDRESS COMMAND``: control a running broker from a shell.
 
-Results go to standard output, errors to standard error; the exit code is 0 for done, 1 for refused by the broker, 2 for
-wrong usage or a bad file, 3 for a broker that cannot be reached.
+Results go to standard output, errors to standard error; the exit codes are those of `distgrad.command`.
 """
 
 from __future__ import annotations
@@ -20,28 +19,9 @@ from rich.text import Text
 
 from distgrad import parameter_files
 from distgrad.admin import Admin
-from distgrad.errors import (
-    BrokerUnreachable,
-    CheckpointError,
-    ConfigError,
-    DistgradError,
-    KeyFileError,
-    NoParameters,
-)
-
-EXIT_REFUSED, EXIT_USAGE, EXIT_UNREACHABLE = 1, 2, 3
-
-
-class _Refused(click.ClickException):
-    exit_code = EXIT_REFUSED
-
-
-class _Misused(click.ClickException):
-    exit_code = EXIT_USAGE
-
-
-class _Unreachable(click.ClickException):
-    exit_code = EXIT_UNREACHABLE
+from distgrad.command import exit_code
+from distgrad.errors import DistgradError, NoParameters
+from distgrad.log import escape
 
 
 class _AdminGroup(click.Group):
@@ -67,13 +47,12 @@ class _AdminGroup(click.Group):
         try:
             return super().invoke(ctx)
         except DistgradError as error:
-            # An error as one line, its hint as another.
-            sentence = f"{error}\n{error.hint}" if error.hint else str(error)
-            if isinstance(error, BrokerUnreachable):
-                raise _Unreachable(sentence) from error
-            if isinstance(error, ConfigError | CheckpointError | KeyFileError):
-                raise _Misused(sentence) from error
-            raise _Refused(sentence) from error
+            if ctx.parent is not None:
+                raise  # the command `distgrad` tells it
+            click.echo(f"error: {escape(str(error))}", err=True)
+            if error.hint:
+                click.echo(f"hint: {escape(error.hint)}", err=True)
+            ctx.exit(exit_code(error))
 
 
 @click.group(cls=_AdminGroup)
@@ -242,7 +221,7 @@ def _text(value: Any) -> str:
         text = _json(value)
     else:
         text = "-" if value is None else str(value)
-    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
+    return escape(text)
 
 
 def _rows(status: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

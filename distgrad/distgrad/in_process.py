@@ -4,96 +4,33 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from collections import Counter, deque
-from threading import Condition, Thread
+from threading import Lock, Thread
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import nests
 from .arrays import as_array, carried_dtype
-from .errors import (
-    AlreadyRunning,
-    ConfigError,
-    Destroyed,
-    Forked,
-    GradientRefused,
-    LayoutError,
-    NoParameters,
-    QueueFull,
-    StateError,
-    UpdaterFailed,
-)
+from .errors import ConfigError, Destroyed, Forked, GradientRefused, LayoutError, NoParameters, UpdaterFailed
 from .fair_lock import FairLock
+from .gradient_queue import GradientQueue, QueuedGradient
 from .holder import ParameterHolder, checked_mode
-from .layout import Layout
 from .nests import Nest
+from .reports import Reports, UpdaterHandle
 from .rules import Rule
 
 logger = logging.getLogger(__name__)
 
 
-class _Queued(NamedTuple):
-    """A gradient that waits: packed for a layout, or as a nest if there were no parameters yet."""
-
-    number: int
-    layout: Layout | None
-    content: Any
-
-
-class UpdaterHandle:
-    """Tells about one run of the updater, from `DistributedGradients.start` to its end."""
-
-    def __init__(self, thread: Thread) -> None:
-        self._thread = thread
-        self._error: Exception | None = None
-
-    def is_alive(self) -> bool:
-        """Tell whether the updater still runs.
-
-        Returns
-        -------
-        bool
-            False once it was stopped, or failed.
-        """
-        return self._thread.is_alive()
-
-    def join(self, timeout: float | None = None) -> bool:
-        """Wait until the updater has ended. This does not stop it.
-
-        Parameters
-        ----------
-        timeout : float, optional
-            Seconds to wait; as long as it takes without.
-
-        Returns
-        -------
-        bool
-            Whether it has ended.
-        """
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
-
-    def exception(self) -> Exception | None:
-        """Return the error that ended the updater.
-
-        Returns
-        -------
-        Exception or None
-            ``None`` while it runs, and if it was stopped. A refused gradient ends no updater.
-        """
-        return self._error
-
-
 class DistributedGradients:
     """Queue gradients and apply each one, in order, to one set of parameters.
 
-    Every method may be called from any thread. A gradient that cannot be applied (NaN, too large,
-    parameters of another layout since it was added) is refused whole, counted in `refused`, and raised as
-    `GradientRefused` by the next call of a method, which then has done nothing and can be repeated
-    (`stop` and `destroy` have done their work first).
+    Every method may be called from any thread. A gradient that cannot be applied (it holds NaN, or the
+    parameters have another layout than when it was added) is refused whole, counted in `refused`, and
+    raised as `GradientRefused` by the next method called. That call has then done nothing and can be
+    repeated, except `stop`, `flush` and `destroy`, which do their work first.
 
     Parameters
     ----------
@@ -136,20 +73,11 @@ class DistributedGradients:
         if type(max_queue) is not int or max_queue < 1:
             raise ConfigError(f"max_queue must be an integer of at least 1, got {max_queue!r}")
         self._holder = ParameterHolder(gradient_change_mode, optimizer, threads=threads)
-        self._turn = FairLock()  # who has it owns the holder; never taken while holding _changed
-        self._changed = Condition()  # guards and announces everything below
-        self._queue: deque[_Queued] = deque()
-        self._max_queue = max_queue
-        self._added = 0
-        self._applying: _Queued | None = None
-        self._refused: Counter[str] = Counter()
-        self._refusals: list[GradientRefused] = []  # not reported yet; only the first is kept, and how many
-        self._n_refusals = 0
-        self._failure: Exception | None = None
-        self._failure_reported = False
+        self._turn = FairLock()  # who has it owns the holder
+        self._reports = Reports()
+        self._queue = GradientQueue(max_queue, self._check_waiting)
+        self._starting = Lock()  # guards _thread: it is either running, or ended, or not there
         self._thread: Thread | None = None
-        self._running = False
-        self._stop_after: int | None = None  # while stopping, the number of the last gradient to apply
         self._destroyed = False
         self._pid = os.getpid()
 
@@ -166,13 +94,12 @@ class DistributedGradients:
     @property
     def refused(self) -> dict[str, int]:
         """Gradients refused so far, by reason (``docs/wire.md``)."""
-        with self._changed:
-            return dict(self._refused)
+        return self._reports.counts()
 
     @property
     def running(self) -> bool:
         """Whether the updater runs."""
-        return self._running
+        return self._queue.running
 
     @property
     def gradient_change_mode(self) -> str:
@@ -181,7 +108,7 @@ class DistributedGradients:
 
     @property
     def optimizer(self) -> Rule | None:
-        """The rule with the numbers now in force."""
+        """The rule, with the numbers now in force."""
         return self._holder.rule
 
     def set_parameters(self, gradient_change_mode: str | None = None, **numbers: Any) -> None:
@@ -238,19 +165,7 @@ class DistributedGradients:
         self._begin()
         layout = self._holder.layout
         content = _copied(gradients) if layout is None else layout.pack_gradient(gradients)
-        deadline = _deadline(timeout)
-        with self._changed:
-            while len(self._queue) >= self._max_queue:
-                if not block or not self._running:
-                    state = "" if self._running else "; the updater does not run, call start()"
-                    raise QueueFull(f"{self._max_queue} gradients wait, which is the bound{state}")
-                if not self._changed.wait(_left(deadline)):
-                    raise QueueFull(f"{self._max_queue} gradients still wait after {timeout} s")
-                self._check_usable()
-            self._added += 1
-            self._queue.append(_Queued(self._added, layout, content))
-            self._changed.notify_all()
-            return self._added
+        return self._queue.put(layout, content, block=block, timeout=timeout)
 
     def set_model_parameters(self, parameters: Nest, do_not_deep_copy: bool = False) -> None:
         """Set the parameters, also while the updater runs.
@@ -278,9 +193,8 @@ class DistributedGradients:
                 self._holder.clear()
             else:
                 self._holder.set_nest(parameters, adopt=do_not_deep_copy)
-        with self._changed:
-            self._failure, self._failure_reported = None, False
-            self._changed.notify_all()
+        self._reports.healed()
+        self._queue.wake()
 
     def get_model_parameters(self, do_not_deep_copy: bool = False) -> Nest:
         """Return the parameters in the nest that they were set in.
@@ -300,7 +214,7 @@ class DistributedGradients:
             return self._holder.nest(copy=not do_not_deep_copy)
 
     def start(self) -> UpdaterHandle:
-        """Start the updater, a daemon thread: at the program's end it just ends; call `flush` before.
+        """Start the updater, a daemon thread: when the program ends, it just ends; `flush` before.
 
         Returns
         -------
@@ -315,20 +229,18 @@ class DistributedGradients:
             If it runs already.
         """
         self._begin()
-        with self._changed:
-            if self._holder.layout is None:
-                raise NoParameters("no parameters are loaded: call set_model_parameters() first")
-            if self._running:
-                raise AlreadyRunning("the updater runs already")
-            self._thread = thread = Thread(name="distgrad-updater", target=lambda: self._run(handle), daemon=True)
+        if self._holder.layout is None:
+            raise NoParameters("no parameters are loaded", hint="call set_model_parameters() first")
+        with self._starting:
+            self._queue.open()
+            thread = Thread(name="distgrad-updater", target=lambda: self._run(handle), daemon=True)
             handle = UpdaterHandle(thread)
-            self._stop_after = None
-            self._running = True
             try:
                 thread.start()
             except RuntimeError:  # the system has no thread left
-                self._running, self._thread = False, None
+                self._queue.ended()
                 raise
+            self._thread = thread
         return handle
 
     def stop(self, drain: bool = True, timeout: float | None = None) -> None:
@@ -347,8 +259,8 @@ class DistributedGradients:
         TimeoutError
             If it has not ended in time. It still will; ``stop(drain=False)`` makes it soon.
         """
-        self._check_usable()
-        self._end(drain, timeout)
+        self._check_alive()
+        self._end(drain=drain, timeout=timeout)
         self._report()
 
     def clear_gradients(self) -> int:
@@ -360,11 +272,7 @@ class DistributedGradients:
             How many were dropped.
         """
         self._begin()
-        with self._changed:
-            dropped = len(self._queue)
-            self._queue.clear()
-            self._changed.notify_all()
-        return dropped
+        return self._queue.clear()
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until every gradient added so far was applied, refused or cleared.
@@ -381,16 +289,8 @@ class DistributedGradients:
         StateError
             If gradients wait and the updater does not run.
         """
-        self._begin()
-        deadline = _deadline(timeout)
-        with self._changed:
-            last = self._added
-            while self._oldest() <= last:
-                if not self._running:
-                    raise StateError(f"{len(self._queue)} gradients wait and the updater does not run: call start()")
-                if not self._changed.wait(_left(deadline)):
-                    raise TimeoutError(f"{len(self._queue)} gradients still wait after {timeout} s")
-                self._check_usable()
+        self._check_waiting()
+        self._queue.join(timeout)
         self._report()
 
     def destroy(self) -> None:
@@ -400,16 +300,11 @@ class DistributedGradients:
         """
         if self._destroyed:
             return
-        if self._in_child():
-            self._destroyed = True  # the thread, and whatever holds the locks, is in the parent
-            return
-        with self._changed:
-            self._destroyed = True
-            self._changed.notify_all()
+        self._destroyed = True
+        if os.getpid() != self._pid and self._queue.running:
+            return  # a forked child: the thread, and whoever holds the locks, is in the parent
         self._end(drain=False, timeout=None)
-        with self._changed:
-            self._queue.clear()
-            self._changed.notify_all()
+        self._queue.clear()
         with self._turn:
             self._holder.clear()
             self._holder.close()
@@ -425,5 +320,81 @@ class DistributedGradients:
         try:
             self.destroy()
         except (GradientRefused, UpdaterFailed):
-            if error is None:
+            if error is None:  # otherwise the caller has a worse problem
                 raise
+
+    def _begin(self, *, heals: bool = False) -> None:
+        """Open a call: refuse it if nothing can be done, or if there is news to be told first."""
+        self._check_alive()
+        self._reports.raise_failure(again=not heals)
+        self._reports.raise_refusal()
+
+    def _check_alive(self) -> None:
+        if self._destroyed:
+            raise Destroyed("destroy() was called")
+        if os.getpid() != self._pid:
+            if self._queue.running:
+                raise Forked(f"the updater runs in process {self._pid}, which this one was forked from")
+            self._pid = os.getpid()  # nothing was running: the child has a copy of its own
+
+    def _check_waiting(self) -> None:
+        """Raise in a caller that waits for the updater, if there is no point any more."""
+        self._check_alive()
+        self._reports.raise_failure()
+
+    def _report(self) -> None:
+        """Close a call whose work is done: raise what happened in the updater and was not told yet."""
+        self._reports.raise_failure()
+        self._reports.raise_refusal()
+
+    def _end(self, *, drain: bool, timeout: float | None) -> None:
+        self._queue.stop(drain=drain)
+        with self._starting:
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout)
+            if thread.is_alive():
+                raise TimeoutError(f"the updater still runs after {timeout} s; {len(self._queue)} gradients wait")
+
+    def _run(self, handle: UpdaterHandle) -> None:
+        """Apply gradients until told to stop: what the updater's thread does."""
+        try:
+            while (gradient := self._queue.take(lambda: self._holder.layout is not None)) is not None:
+                self._apply(gradient)
+        except Exception as error:  # a bug of ours: parameters may be half written, so nothing more is applied
+            logger.exception("the updater failed")
+            handle.failed(error)
+            self._reports.add_failure(error)
+        finally:
+            self._holder.close()
+            self._queue.ended()
+
+    def _apply(self, gradient: QueuedGradient) -> None:
+        try:
+            with self._turn:
+                layout = self._holder.layout
+                if layout is None:  # taken away since
+                    self._queue.put_back(gradient)
+                    return
+                content = gradient.content
+                if gradient.layout is None:
+                    content = layout.pack_gradient(content)
+                elif gradient.layout != layout:
+                    raise LayoutError("the parameters have another layout than when the gradient was added")
+                self._holder.apply(content)
+        except (GradientRefused, LayoutError) as error:
+            reason = error.reason if isinstance(error, GradientRefused) else "layout"
+            text = f"gradient {gradient.number} was refused: {error.message}"
+            self._reports.add_refusal(GradientRefused(reason, text, leaf=error.leaf, number=gradient.number))
+
+
+def _copied(gradients: Nest) -> Nest:
+    """Copy a gradient that no layout is known for, and refuse what no layout would take."""
+    structure, names, leaves = nests.dissect(gradients)
+    copies: list[NDArray[Any] | None] = []
+    for name, leaf in zip(names, leaves, strict=True):
+        array = None if leaf is None else as_array(leaf, name)
+        if array is not None and carried_dtype(array.dtype) is None:
+            raise LayoutError(f"gradient of {name!r} has dtype {array.dtype}", leaf=name)
+        copies.append(None if array is None else np.array(array))
+    return nests.build(structure, copies, gradients)

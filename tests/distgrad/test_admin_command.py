@@ -167,7 +167,7 @@ def test_a_bad_file_is_one_line_and_changes_nothing(shell: Shell, tmp_path: Path
     result = shell("set", str(tmp_path / name))
 
     assert result.exit_code == 2
-    assert result.output.startswith("Error: cannot read")
+    assert result.output.startswith("error: cannot read")
     assert result.output.count("\n") == 1
     assert shell.broker.headers == []
 
@@ -244,7 +244,7 @@ def test_what_a_peer_calls_itself_cannot_move_the_cursor_or_colour_the_terminal(
     output = shell("workers").output
 
     assert "\x1b" not in output
-    assert "\\x1b[2J[red]x\\x0d\\x0a" in output
+    assert "\\x1b[2J[red]x\\r\\n" in output
 
 
 def test_save_tells_the_path(shell: Shell) -> None:
@@ -272,7 +272,7 @@ def test_an_error_of_the_broker_is_one_line_and_an_exit_code(shell: Shell, code:
     result = shell("start")
 
     assert result.exit_code == exit_code
-    assert result.output == "Error: because of this\n"
+    assert result.output == "error: because of this\n"
 
 
 def test_an_absent_broker_is_exit_code_3_and_names_the_address() -> None:

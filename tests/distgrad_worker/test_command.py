@@ -185,8 +185,8 @@ def take(worker):
     ("words", "message"),
     [
         (("job",), "write for example job:train"),
-        (("nothing:train",), "Error: there is no module 'nothing' in "),
-        (("job:nothing",), "Error: {folder}/job.py has no 'nothing'; it defines train"),
+        (("nothing:train",), "error: there is no module 'nothing' in "),
+        (("job:nothing",), "error: {folder}/job.py has no 'nothing'; it defines train"),
         (("job:train", "--first-rank", "2", "--world", "3", "--processes", "2"), "--world: must be at least"),
         (("job:train", "--keys", "no.key"), "no.key"),
     ],
@@ -197,7 +197,7 @@ def test_wrong_usage_is_one_line_however_many_processes(tmp_path: Path, words: t
     done = run("tcp://127.0.0.1:1", "--processes=4", *words, cwd=tmp_path, code=2)
 
     error, *hint = done.stderr.splitlines()
-    assert error.startswith("Error: ")
+    assert error.startswith("error: ")
     assert message.format(folder=tmp_path) in error
     assert len(hint) <= 1
     assert done.stdout == ""

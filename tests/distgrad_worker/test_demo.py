@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from rich.console import Console
 
+from distgrad.command import main
 from distgrad_worker import demo as demo_module
-from distgrad_worker.demo import demo, find_example
+from distgrad_worker.demo import find_example
 from distgrad_worker.demo_view import Point, ProgressView, rate, workers_table
 
 
@@ -52,26 +52,24 @@ def test_a_missing_example_names_the_places(tmp_path: Path, monkeypatch: pytest.
     ("options", "missing"), [([], "scikit-learn and matplotlib"), (["--no-picture"], "scikit-learn")]
 )
 def test_without_the_extra_one_line_says_how_to_install_it(
-    monkeypatch: pytest.MonkeyPatch, options: list[str], missing: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], missing: str
 ) -> None:
     find_spec = importlib.util.find_spec
     hidden = ("sklearn", "matplotlib")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in hidden else find_spec(name))
 
-    result = CliRunner().invoke(demo, options)
-
-    assert result.exit_code == 2
-    assert result.output == f'Error: the demo needs {missing}: pip install "distgrad[demo]"\n'
+    assert main(["demo", *options]) == 2
+    assert capsys.readouterr().err == f'error: the demo needs {missing}: pip install "distgrad[demo]"\n'
 
 
-def test_a_picture_that_cannot_be_written_is_refused_before_the_training(tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_written_is_refused_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
 
-    result = CliRunner().invoke(demo, ["--out", str(tmp_path / "nowhere" / "x.png")])
-
-    assert result.exit_code == 2
-    assert f"cannot write into the folder {tmp_path / 'nowhere'}" in result.output
+    assert main(["demo", "--out", str(tmp_path / "nowhere" / "x.png")]) == 2
+    assert f"cannot write into the folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
 
 
 def test_a_rate_is_gradients_over_seconds() -> None:

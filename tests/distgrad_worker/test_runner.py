@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from distgrad.command import BUG, DONE, INTERRUPTED, REFUSED, UNREACHABLE, USAGE
 from distgrad.errors import (
     BrokerUnreachable,
     ConfigError,
@@ -21,7 +21,6 @@ from distgrad.errors import (
     KeyFileError,
     LayoutError,
 )
-from distgrad_worker import runner
 from distgrad_worker.runner import load_function, run, split_target
 
 Write = Callable[[str], str]
@@ -155,7 +154,7 @@ def test_a_function_that_cannot_be_used_is_one_line_that_says_why(module: Write,
 def test_an_error_while_importing_is_shown_from_the_users_first_line_on(module: Write) -> None:
     message = explain(module("def read():\n    raise ValueError('no data')\nread()") + ":train")
 
-    assert "ValueError: no data" in message
+    assert message.startswith("importing users_code failed: ValueError: no data\nTraceback")
     assert message.count("users_code.py") == 2
     assert "runner.py" not in message
     assert "importlib" not in message
@@ -168,7 +167,7 @@ def test_the_function_gets_the_worker_and_the_worker_is_closed(module: Write) ->
     worker = FakeWorker()
     target = module("got = []\ntrain = got.append") + ":train"
 
-    assert run(target, lambda: worker) == (runner.DONE, None)
+    assert run(target, lambda: worker) == (DONE, None)
     assert sys.modules["users_code"].got == [worker]
     assert worker.ended_by == [None]
 
@@ -179,18 +178,18 @@ def test_a_worker_is_not_connected_for_a_function_that_is_missing(module: Write)
 
     code, report = run("no_such_module:train", connect)
 
-    assert code == runner.USAGE
+    assert code == USAGE
     assert report is not None
     assert report.for_all
     assert report.code == code
 
 
 ENDS: list[tuple[BaseException, int]] = [
-    (ValueError("a bug"), runner.FAILED),
-    (LayoutError("leaf missing"), runner.FAILED),
-    (GradientRefused("not_finite", "NaN in w"), runner.FAILED),
-    (ControlError("invalid", "no"), runner.REFUSED),
-    (BrokerUnreachable("no answer"), runner.UNREACHABLE),
+    (ValueError("a bug"), BUG),
+    (LayoutError("leaf missing"), BUG),
+    (GradientRefused("not_finite", "NaN in w"), REFUSED),
+    (ControlError("invalid", "no"), REFUSED),
+    (BrokerUnreachable("no answer"), UNREACHABLE),
 ]
 
 
@@ -220,7 +219,7 @@ def test_an_error_that_another_attempt_would_repeat_is_reported_for_this_process
 
     code, report = run(target, FakeWorker)
 
-    assert code == runner.REFUSED
+    assert code == REFUSED
     assert report is not None
     assert (report.message, report.for_all) == (str(error), False)
     assert capsys.readouterr().err == "", "the supervisor says it"
@@ -229,10 +228,10 @@ def test_an_error_that_another_attempt_would_repeat_is_reported_for_this_process
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (BrokerUnreachable("no broker answers at tcp://127.0.0.1:5556"), runner.UNREACHABLE),
-        (ConfigError("bad address"), runner.USAGE),
-        (KeyFileError("loose"), runner.USAGE),
-        (ControlError("too_many_workers", "full"), runner.REFUSED),
+        (BrokerUnreachable("no broker answers at tcp://127.0.0.1:5556"), UNREACHABLE),
+        (ConfigError("bad address"), USAGE),
+        (KeyFileError("loose"), USAGE),
+        (ControlError("too_many_workers", "full"), REFUSED),
     ],
 )
 def test_a_worker_that_cannot_connect_is_reported_for_all(module: Write, error: Exception, code: int) -> None:
@@ -249,7 +248,7 @@ def test_a_worker_that_cannot_connect_is_reported_for_all(module: Write, error: 
 def test_a_gradient_that_is_refused_in_the_last_flush_is_an_error(module: Write) -> None:
     worker = FakeWorker(GradientRefused("not_finite", "NaN in w"))
 
-    assert run(module("def train(worker): ...") + ":train", lambda: worker) == (runner.FAILED, None)
+    assert run(module("def train(worker): ...") + ":train", lambda: worker) == (REFUSED, None)
 
 
 def test_ctrl_c_delivers_what_was_pushed_without_a_traceback(module: Write, capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,7 +256,7 @@ def test_ctrl_c_delivers_what_was_pushed_without_a_traceback(module: Write, caps
 
     code, report = run(module("def train(worker): raise KeyboardInterrupt") + ":train", lambda: worker)
 
-    assert (code, report) == (128 + signal.SIGINT, None)
+    assert (code, report) == (INTERRUPTED, None)
     assert len(worker.closed_within) == 1
     assert worker.ended_by == [KeyboardInterrupt]
     assert capsys.readouterr().err == ""
@@ -279,5 +278,5 @@ def test_what_a_stop_could_not_deliver_is_told_and_the_stop_goes_on(
 ) -> None:
     code, _ = run(module("def train(worker): raise KeyboardInterrupt") + ":train", lambda: FakeWorker(error))
 
-    assert code == 128 + signal.SIGINT
+    assert code == INTERRUPTED
     assert capsys.readouterr().err == f"distgrad: stopped before everything was delivered: {error}\n"

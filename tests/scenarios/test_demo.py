@@ -47,7 +47,7 @@ def test_the_demo_learns_to_read_digits_and_draws_it(tmp_path: Path) -> None:
     assert float(accuracy[1]) >= 95
     rows = [line.replace("│", " ").split() for line in done.stdout.splitlines()]
     for worker in ("worker-0", "worker-1"):
-        assert [worker, "800", "800", "0"] in [row[:4] for row in rows], "applied, settled, refused"
+        assert [worker, "2,000", "2,000", "0"] in [row[:4] for row in rows], "applied, settled, refused"
     assert f"picture: {picture}" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert not is_listening(address_in(done.stdout))

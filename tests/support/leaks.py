@@ -31,6 +31,7 @@ class Snapshot(NamedTuple):
 
 def watch_contexts() -> None:
     """Remember every context from now on; ZeroMQ itself keeps no list."""
+    _start_what_pyzmq_keeps()
     original = zmq.Context.__init__
 
     def remembering(self: zmq.Context[Any], *args: Any, **kwargs: Any) -> None:
@@ -38,6 +39,17 @@ def watch_contexts() -> None:
         _contexts.add(self)
 
     zmq.Context.__init__ = remembering  # type: ignore[method-assign]
+
+
+def _start_what_pyzmq_keeps() -> None:
+    """Make one zero-copy send, for which pyzmq starts a thread with a context that live as long as the process."""
+    with zmq.Context() as context, context.socket(zmq.PAIR) as one, context.socket(zmq.PAIR) as other:
+        one.bind("inproc://first")
+        other.connect("inproc://first")
+        tracker = one.send(bytearray(1 << 20), copy=False, track=True)
+        other.recv()
+        if tracker is not None:
+            tracker.wait(_GRACE_S)
 
 
 def snapshot() -> Snapshot:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from typing import NoReturn
 
 import click
 
-from distgrad.errors import ConfigError
-from distgrad_worker.runner import USAGE, split_target
-from distgrad_worker.supervisor import Command, RestartPolicy, Supervisor
+from distgrad.command import UNREACHABLE, USAGE
+from distgrad.errors import BrokerUnreachable, ConfigError, DistgradError
+from distgrad_worker.runner import split_target
+from distgrad_worker.supervisor import Command, Report, RestartPolicy, Supervisor
 
 
 @click.command(short_help="Run a training function in worker processes.")
@@ -60,14 +60,11 @@ def worker(
     by the broker, 2 wrong usage, 3 broker unreachable, 70 an exception in the function, 128 + n
     ended by signal n.
     """
-    try:
-        split_target(target)
-    except ConfigError as error:
-        _fail(str(error), USAGE)
+    split_target(target)
     everyone = first_rank + processes if world is None else world
     if everyone < first_rank + processes:
         least = first_rank + processes
-        _fail(f"--world must be at least --first-rank + --processes = {least}, got {everyone}", USAGE)
+        raise ConfigError(f"--world must be at least --first-rank + --processes = {least}, got {everyone}")
     prefix = prefix or f"{socket.gethostname()}-{os.getpid()}"
     shared = {"DISTGRAD_WORLD": str(everyone)}
     if processes > 1 and "OMP_NUM_THREADS" not in os.environ:
@@ -86,11 +83,18 @@ def worker(
         for rank in range(first_rank, first_rank + processes)
     ]
     outcome = Supervisor(commands, policy=RestartPolicy(max_restarts=max_restarts)).run()
-    if outcome.report is not None:  # said once, on behalf of all
-        _fail("\n".join(filter(None, (outcome.report.message, outcome.report.hint))), outcome.code)
+    if outcome.report is not None:
+        raise _error(outcome.report)
     sys.exit(outcome.code)
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
-    sys.exit(code)
+def _error(report: Report) -> DistgradError:
+    """Make of what one process said on behalf of all an error as any other; print what is more than a line."""
+    message, _, traceback = report.message.partition("\n")
+    if traceback:
+        click.echo(traceback, err=True)
+    if report.code == USAGE:
+        return ConfigError(message, hint=report.hint)
+    if report.code == UNREACHABLE:
+        return BrokerUnreachable(message, hint=report.hint)
+    return DistgradError(message, hint=report.hint)

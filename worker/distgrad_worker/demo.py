@@ -26,16 +26,16 @@ import click
 from rich.console import Console
 
 from distgrad.admin import Admin
-from distgrad.errors import DistgradError
+from distgrad.errors import ConfigError, DistgradError
 from distgrad_worker.demo_view import Point, ProgressView, rate, workers_table
 
 #: Fraction of the test images that must be named correctly for exit code 0.
 GOAL = 0.95
 
 #: Adam bears the staleness of many asynchronous workers; plain SGD with momentum 0.9 diverges at a mean of 4.
-_RULE = ("--optimizer", "adam", "--lr", "0.002")
+_RULE = ("--optimizer", "adam", "--lr", "0.001")
 
-_LOOK_EVERY_S = 0.1
+_LOOK_EVERY_S = 0.02
 _READY_WITHIN_S = 60.0
 _ANSWER_WITHIN_S = 10.0
 _END_WITHIN_S = 15.0  # more than workers take to deliver what they pushed
@@ -66,20 +66,14 @@ def demo(workers: int, out: Path, no_picture: bool) -> None:
     _check_extra(["sklearn"] if no_picture else ["sklearn", "matplotlib"])
     folder = out.absolute().parent
     if not no_picture and not os.access(folder, os.W_OK):  # better now than after the training
-        raise click.BadParameter(f"cannot write into the folder {folder}", param_hint="--out")
+        raise ConfigError(f"cannot write into the folder {folder}", hint="choose another with --out")
     console = Console(highlight=False)
-    try:
-        with _signals_end_us(), tempfile.TemporaryDirectory(prefix="distgrad-demo-") as logs:
-            points, table = _train(console, workers, Path(logs))
-    except KeyboardInterrupt:
-        console.print("stopped")
-        sys.exit(128 + signal.SIGINT)
+    with _signals_end_us(), tempfile.TemporaryDirectory(prefix="distgrad-demo-") as logs:
+        points, table = _train(console, workers, Path(logs))
     last = points[-1]
+    seconds = last.seconds
     console.print(workers_table(table))
-    # Looking on ends when the processes have ended, which is later than the last gradient.
-    trained = [p for p in points if p.version < last.version] + [next(p for p in points if p.version == last.version)]
-    seconds = trained[-1].seconds
-    console.print(f"{last.version:,} gradients in {seconds:.1f} s: {rate(trained):,.0f} per second")
+    console.print(f"{last.version:,} gradients in {seconds:.1f} s: {rate(points):,.0f} per second")
     console.print(f"test accuracy: {last.accuracy:.1%}")
     if not no_picture:
         # Imported late: matplotlib takes its time, and is not needed without a picture.
@@ -90,10 +84,6 @@ def demo(workers: int, out: Path, no_picture: bool) -> None:
     if last.accuracy < GOAL:
         console.print(f"that is below the goal of {GOAL:.0%}")
         sys.exit(1)
-
-
-class _MissingExtra(click.ClickException):
-    exit_code = 2
 
 
 def find_example() -> Path:
@@ -121,7 +111,7 @@ def _check_extra(names: Sequence[str]) -> None:
     titles = {"sklearn": "scikit-learn"}
     missing = [titles.get(name, name) for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        raise _MissingExtra(f'the demo needs {" and ".join(missing)}: pip install "distgrad[demo]"')
+        raise ConfigError(f'the demo needs {" and ".join(missing)}: pip install "distgrad[demo]"')
 
 
 @contextlib.contextmanager
@@ -148,22 +138,32 @@ def _train(console: Console, workers: int, logs: Path) -> tuple[list[Point], lis
     with contextlib.ExitStack() as stack:
         endpoints = ("--control", "tcp://127.0.0.1:0", "--gradients", "tcp://127.0.0.1:0")
         broker = stack.enter_context(_process("broker", *endpoints, *_RULE, log=broker_log, stdout=subprocess.PIPE))
-        address = _wait_until_ready(broker, broker_log)
+        address = _wait_until_ready(broker)
+        if address is None:
+            raise _failed(console, "the broker", broker, broker_log)
         console.print(f"broker at {address}, {workers} workers", soft_wrap=True)
         options = ("--processes", str(workers), "--id", "worker")
         training = stack.enter_context(
             _process("worker", address, f"{example.stem}:train", *options, log=workers_log, cwd=example.parent)
         )
-        view = ProgressView(console, total=digits.GRADIENTS // workers * workers)
+        admin = stack.enter_context(Admin(address, timeout=_ANSWER_WITHIN_S))
         try:
-            with Admin(address, timeout=_ANSWER_WITHIN_S) as admin:
-                points = _follow(admin, training, digits, view)
-                table = admin.workers()
-        except DistgradError as error:
-            raise click.ClickException(f"{error}\n{_end_of(broker_log)}") from error
+            points = _follow(admin, training, digits, ProgressView(console, digits.GRADIENTS // workers * workers))
+            table = admin.workers()
+        except DistgradError:
+            _failed(console, "the broker", broker, broker_log)
+            raise
         if training.returncode != 0 or not points:
-            raise click.ClickException(f"the workers ended with code {training.returncode}\n{_end_of(workers_log)}")
+            raise _failed(console, "the workers", training, workers_log)
     return points, table
+
+
+def _failed(console: Console, who: str, process: subprocess.Popen[str], log: Path) -> DistgradError:
+    """Show the end of a process's output, and make the error that says whose it is."""
+    for line in log.read_text(errors="replace").splitlines()[-_LOG_LINES:]:
+        console.print(line, markup=False, soft_wrap=True)
+    how = "did not answer" if process.poll() is None else f"ended with code {process.returncode}"
+    return DistgradError(f"{who} {how}; the lines above are the end of the output")
 
 
 def _load(example: Path) -> ModuleType:
@@ -206,20 +206,17 @@ def _process(
                 process.wait()
 
 
-def _wait_until_ready(broker: subprocess.Popen[str], log: Path) -> str:
-    """Return the control address out of the line that the broker prints when it is ready."""
+def _wait_until_ready(broker: subprocess.Popen[str]) -> str | None:
+    """Return the control address out of the line that the broker prints when it is ready; None if that never comes."""
     assert broker.stdout is not None
     addresses: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    threading.Thread(
+    reader = threading.Thread(
         target=_read_output, args=(broker.stdout, addresses), name="distgrad-demo-broker-output", daemon=True
-    ).start()
-    try:
-        address = addresses.get(timeout=_READY_WITHIN_S)
-    except queue.Empty:
-        raise click.ClickException(f"the broker was not ready within {_READY_WITHIN_S:g} s\n{_end_of(log)}") from None
-    if address is None:
-        raise click.ClickException(f"the broker ended with code {broker.wait()}\n{_end_of(log)}")
-    return address
+    )
+    reader.start()
+    with contextlib.suppress(queue.Empty):
+        return addresses.get(timeout=_READY_WITHIN_S)
+    return None
 
 
 def _read_output(output: IO[str], addresses: queue.SimpleQueue[str | None]) -> None:
@@ -240,7 +237,7 @@ def _follow(admin: Admin, training: subprocess.Popen[str], digits: ModuleType, v
         while True:
             has_ended = _has_ended(training, _LOOK_EVERY_S)
             fetched = admin.fetch()
-            if fetched is not None:
+            if fetched is not None and (not points or fetched.state.version > points[-1].version):
                 if not points:
                     started = time.monotonic()
                 losses = [w["loss"] for w in admin.workers() if w["loss"] is not None]
@@ -263,7 +260,3 @@ def _has_ended(process: subprocess.Popen[str], within_s: float) -> bool:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(within_s)
     return process.returncode is not None
-
-
-def _end_of(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])

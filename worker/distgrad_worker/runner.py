@@ -22,23 +22,9 @@ from functools import partial, reduce
 from types import FrameType
 from typing import Any
 
-from distgrad.errors import (
-    BrokerUnreachable,
-    ConfigError,
-    ControlError,
-    DistgradError,
-    Fenced,
-    Forbidden,
-    HistoryLost,
-    KeyFileError,
-)
+from distgrad.command import BUG, DONE, INTERRUPTED, USAGE, exit_code
+from distgrad.errors import ConfigError, DistgradError, Fenced, Forbidden, HistoryLost
 from distgrad_worker.supervisor import Report
-
-DONE = 0
-REFUSED = 1  # by the broker
-USAGE = 2
-UNREACHABLE = 3
-FAILED = 70  # an exception that nobody expected
 
 #: How long what was pushed may take to be settled after SIGINT or SIGTERM, in seconds.
 _STOP_FLUSH_S = 10.0
@@ -129,7 +115,7 @@ def _import_failure(module_name: str, error: Exception) -> str:
     while inner is not None and inner.tb_next is not None and _is_import_machinery(inner.tb_frame):
         inner = inner.tb_next
     lines = "".join(traceback.format_exception(error.with_traceback(inner))).rstrip()
-    return f"importing {module_name} failed:\n{lines}"
+    return f"importing {module_name} failed: {type(error).__name__}: {error}\n{lines}"
 
 
 def _is_import_machinery(frame: FrameType) -> bool:
@@ -183,17 +169,18 @@ def run(target: str, connect: Callable[[], Any]) -> tuple[int, Report | None]:
                 _deliver(worker)
                 raise
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT, None
+        return INTERRUPTED, None
     except (Fenced, Forbidden, HistoryLost) as error:
-        return _told(REFUSED, error, for_all=False)
+        return _told(error, for_all=not connected)
     except DistgradError as error:
         if not connected:
-            return _told(_code_before_work(error), error, for_all=True)
+            return _told(error, for_all=True)
         traceback.print_exc()
-        return _code_at_work(error), None
+        code = exit_code(error)
+        return (BUG if code == USAGE else code), None  # the usage of our interface is the function's business
     except Exception:
         traceback.print_exc()
-        return FAILED, None
+        return BUG, None
     return DONE, None
 
 
@@ -205,20 +192,9 @@ def _deliver(worker: Any) -> None:
         print(f"distgrad: stopped before everything was delivered: {error}", file=sys.stderr)
 
 
-def _told(code: int, error: DistgradError, *, for_all: bool) -> tuple[int, Report]:
+def _told(error: DistgradError, *, for_all: bool) -> tuple[int, Report]:
+    code = exit_code(error)
     return code, Report(code, str(error), error.hint, for_all)
-
-
-def _code_before_work(error: DistgradError) -> int:
-    if isinstance(error, BrokerUnreachable):
-        return UNREACHABLE
-    return USAGE if isinstance(error, (ConfigError, KeyFileError)) else REFUSED
-
-
-def _code_at_work(error: DistgradError) -> int:
-    if isinstance(error, BrokerUnreachable):
-        return UNREACHABLE
-    return REFUSED if isinstance(error, ControlError) else FAILED
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,6 +23,7 @@ from distgrad.errors import (
 )
 from distgrad.keys import ClientKeys
 from distgrad.layout import Layout
+from distgrad.nests import skeleton
 from distgrad.transfer import fetch, fetch_layout, payload
 from distgrad.wire import MAX_CURSOR_BYTES, MAX_ID_CHARACTERS, State
 from distgrad_worker.driver import Driver
@@ -120,6 +121,8 @@ class Worker:
         self._driver = Driver(self._session, self._lock, self._address, client_keys, gradients)
         self._puller = ControlClient(address, client_keys, timeout, context=self._driver.context)
         self._last_state: State | None = None
+        # Fingerprint and skeleton of what `initialize` was given.
+        self._like: tuple[int | None, Any] = (None, None)
         self._driver.start()
         # Weakly: the exit hook must not keep a worker alive that nobody uses any more.
         self._at_exit = _flush_at_exit(weakref.ref(self))
@@ -193,10 +196,11 @@ class Worker:
         self._puller.request("set", frames=frames, mutating=True, if_absent=True)
         snapshot = self._fetch(None, 0.0, None)
         assert snapshot is not None  # without newer_than there is always an answer
-        if snapshot.layout.fingerprint == layout.fingerprint:
-            # The broker's nest has no namedtuples; this process knows its own.
-            snapshot = snapshot.shaped_like(parameters)
-        return snapshot
+        if snapshot.layout.fingerprint != layout.fingerprint:
+            return snapshot
+        # A nest comes over the wire without its namedtuple classes; this process knows them.
+        self._like = (layout.fingerprint, skeleton(parameters))
+        return snapshot.shaped_like(self._like[1])
 
     def pull(
         self, newer_than: Snapshot | State | int | None = None, timeout: float | None = None, out: Snapshot | None = None
@@ -381,20 +385,21 @@ class Worker:
         self._driver.close(leaves=leaves and self._session.ended is None, timeout_s=min(self._timeout, 1.0))
 
     def _fetch(self, since: State | None, wait_s: float, out: Snapshot | None) -> Snapshot | None:
-        known = out or None
         fetched = fetch(
             self._puller,
             newer_than=since,
             wait_s=wait_s,
-            have=known.layout if known else self._session.layout,
-            out_arenas=None if known is None else known.arenas,
+            have=self._session.layout if out is None else out.layout,
+            out_arenas=None if out is None else out.arenas,
         )
         if fetched is None:
             return None
         with self._lock:
             self._last_state = fetched.state
-        like = known.like if known is not None and known.layout.fingerprint == fetched.layout.fingerprint else None
-        return Snapshot(fetched.layout, fetched.arenas, fetched.state, like)
+        fingerprint, like = self._like
+        return Snapshot(
+            fetched.layout, fetched.arenas, fetched.state, like if fetched.layout.fingerprint == fingerprint else None
+        )
 
     def _state_of(self, what: Snapshot | State | int | None) -> State | None:
         """Name the state that a caller means; a bare number means the incarnation and generation last pulled."""

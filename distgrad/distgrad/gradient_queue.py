@@ -1,0 +1,215 @@
+"""The bounded queue between callers and the updater, and when the updater takes from it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from threading import Condition
+from typing import Any, NamedTuple
+
+from .errors import AlreadyRunning, QueueFull, StateError
+from .layout import Layout
+
+
+class QueuedGradient(NamedTuple):
+    """A gradient that waits: packed for a layout, or as a nest if there were no parameters yet."""
+
+    number: int
+    layout: Layout | None
+    content: Any
+
+
+class GradientQueue:
+    """A FIFO of gradients with one taker, which can be asked to stop.
+
+    Parameters
+    ----------
+    bound : int
+        Gradients that may wait.
+    check : callable
+        Raises if callers should give up: it is called after every wait.
+
+    Attributes
+    ----------
+    running : bool
+        Whether there is a taker.
+    """
+
+    def __init__(self, bound: int, check: Callable[[], None]) -> None:
+        self.running = False
+        self._bound = bound
+        self._check = check
+        self._changed = Condition()  # guards and announces everything here
+        self._waiting: deque[QueuedGradient] = deque()
+        self._taken: QueuedGradient | None = None
+        self._added = 0
+        self._stop_after: int | None = None  # while stopping, the last gradient to be taken
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, layout: Layout | None, content: Any, *, block: bool, timeout: float | None) -> int:
+        """Add a gradient at the end.
+
+        Parameters
+        ----------
+        layout : Layout or None
+            What the content is packed for; ``None`` if it is a nest.
+        content : object
+            The gradient.
+        block : bool
+            Wait for room while there is a taker.
+        timeout : float or None
+            Seconds to wait at most.
+
+        Returns
+        -------
+        int
+            Its number, from 1.
+
+        Raises
+        ------
+        QueueFull
+            If there is no room in time, or at once if nobody makes room.
+        """
+        deadline = _deadline(timeout)
+        with self._changed:
+            while len(self._waiting) >= self._bound:
+                if not block or not self.running:
+                    hint = None if self.running else "the updater does not run: call start()"
+                    raise QueueFull(f"{self._bound} gradients wait, which is the bound", hint=hint)
+                if not self._changed.wait(_left(deadline)):
+                    raise QueueFull(f"{self._bound} gradients, the bound, still wait after {timeout} s")
+                self._check()
+            self._added += 1
+            self._waiting.append(QueuedGradient(self._added, layout, content))
+            self._changed.notify_all()
+            return self._added
+
+    def take(self, ready: Callable[[], bool]) -> QueuedGradient | None:
+        """Wait for the next gradient and take it. Only the taker calls this.
+
+        Parameters
+        ----------
+        ready : callable
+            Whether a gradient could be applied now.
+
+        Returns
+        -------
+        QueuedGradient or None
+            The first of the queue; ``None`` if the taker should end.
+        """
+        with self._changed:
+            self._taken = None
+            self._changed.notify_all()
+            while True:
+                available = bool(self._waiting) and ready()
+                last = self._stop_after
+                if last is not None and not (available and self._waiting[0].number <= last):
+                    return None
+                if available:
+                    self._taken = self._waiting.popleft()
+                    self._changed.notify_all()
+                    return self._taken
+                self._changed.wait()
+
+    def put_back(self, gradient: QueuedGradient) -> None:
+        """Return a gradient that could not be applied yet to the head. Only the taker calls this.
+
+        Parameters
+        ----------
+        gradient : QueuedGradient
+            What `take` gave last.
+        """
+        with self._changed:
+            self._waiting.appendleft(gradient)
+
+    def clear(self) -> int:
+        """Drop what waits.
+
+        Returns
+        -------
+        int
+            How many gradients that were.
+        """
+        with self._changed:
+            dropped = len(self._waiting)
+            self._waiting.clear()
+            self._changed.notify_all()
+            return dropped
+
+    def join(self, timeout: float | None) -> None:
+        """Wait until nothing that was added before this call waits or is being applied.
+
+        Parameters
+        ----------
+        timeout : float or None
+            Seconds to wait at most.
+
+        Raises
+        ------
+        TimeoutError
+            If that takes longer.
+        StateError
+            If there is no taker.
+        """
+        deadline = _deadline(timeout)
+        with self._changed:
+            last = self._added
+            while True:
+                oldest = self._taken or (self._waiting[0] if self._waiting else None)
+                if oldest is None or oldest.number > last:
+                    return
+                if not self.running:
+                    raise StateError(
+                        f"{len(self._waiting)} gradients wait and the updater does not run", hint="call start()"
+                    )
+                if not self._changed.wait(_left(deadline)):
+                    raise TimeoutError(f"{len(self._waiting)} gradients still wait after {timeout} s")
+                self._check()
+
+    def open(self) -> None:
+        """Announce a taker.
+
+        Raises
+        ------
+        AlreadyRunning
+            If there is one.
+        """
+        with self._changed:
+            if self.running:
+                raise AlreadyRunning("the updater runs already")
+            self.running, self._stop_after = True, None
+
+    def stop(self, *, drain: bool) -> None:
+        """Ask the taker to end.
+
+        Parameters
+        ----------
+        drain : bool
+            Let it first take what waits now. A later call without this hurries it.
+        """
+        with self._changed:
+            if self._stop_after is None or not drain:
+                self._stop_after = self._added if drain else 0
+            self._changed.notify_all()
+
+    def ended(self) -> None:
+        """Announce that there is no taker any more."""
+        with self._changed:
+            self.running, self._taken = False, None
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Make everybody who waits look again."""
+        with self._changed:
+            self._changed.notify_all()
+
+
+def _deadline(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(deadline - time.monotonic(), 0.0)

@@ -99,7 +99,7 @@ class BrokerConfig:
             if given:
                 flags = ", ".join("--" + name.replace("_", "-") for name in given)
                 raise ConfigError(
-                    f"{flags} needs --optimizer ({', '.join(RULES)}): without one a gradient is the step itself, unscaled"
+                    f"{flags} needs --optimizer ({', '.join(RULES)}): without one a gradient is the step itself"
                 )
             return None
         return rule_from_settings(self.optimizer, given)

@@ -1,12 +1,13 @@
 """The broker's decisions, without sockets, files, threads, clocks or chance: `Core.handle(event, now) -> effects`.
 
-A gradient's life: **received** → *dropped* (another session or attempt, a repeat, a gap, not covered by its grant: as if
-it had never come; its worker sends it again if it still matters) or **accepted** (next number of its worker, in the queue) →
-**settled** as *applied*, *superseded*, *refused* or *cleared*. Only settling frees window and grant.
+A gradient's life: **received** → *dropped* (another session or attempt, a repeat, a gap, not covered by its grant:
+as if it had never come; its worker sends it again if it still matters) or **accepted** (next number of its worker,
+in the queue) → **settled** as *applied*, *superseded*, *refused* or *cleared*. Only settling frees window and
+grant.
 
-The core is: *open* (the usual state), *closing* (`ShutdownAsked`: applies what is queued, accepts nothing) or *destroyed* (answers
-everything with ``destroyed``). Beside that the updater is running or stopped; a stop that drains first works through
-what was accepted when it came.
+The core is: *open* (the usual state), *closing* (`ShutdownAsked`: applies what is queued, accepts nothing) or
+*destroyed* (answers everything with ``destroyed``). Beside that the updater is running or stopped; a stop that
+drains first works through what was accepted when it came.
 
 Invariants, each held by a property test:
 
@@ -209,5 +210,5 @@ class Core:
         if meant != self.state.incarnation:
             raise RequestError(
                 "restarted",
-                f"the request means incarnation {meant!r:.40}, this broker is {self.state.incarnation!r}; look again first",
+                f"the request means incarnation {meant!r:.40}, but this is {self.state.incarnation!r}; look first",
             )

@@ -1,7 +1,7 @@
 """What goes into the core and what comes out of it: plain values, no sockets, no clocks.
 
-A gradient goes in as the `distgrad.wire.Gradient` that the wire made, without a wrapper, because it is the one event that
-comes by the hundred thousand.
+A gradient goes in as the `distgrad.wire.Gradient` that the wire made, without a wrapper, because it is the one
+event that comes by the hundred thousand.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Who may have how many bytes on the way or in the queue, so that their sum stays within the budget (PROTOCOL 9, 10).
 
 For each member: *promised* is the latest grant, *committed* the most that the worker may still believe it has: the
-largest promise since its last echo. The sum of *committed* never exceeds the budget; that is the invariant. A smaller grant frees
-its difference only when the worker has echoed it, together with what it still has in flight.
+largest promise since its last echo. The sum of *committed* never exceeds the budget; that is the invariant. A
+smaller grant frees its difference only when the worker has echoed it, together with what it still has in flight.
 
-If every live member can have room for one gradient, each has an equal *share*. Otherwise grants are *turns*: a push that waits
-asks for one, the oldest wish is served first, and the grant falls back to 0 once nothing of the worker's is unsettled.
+If every live member can have room for one gradient, each has an equal *share*. Otherwise grants are *turns*: a push
+that waits asks for one, the oldest wish is served first, and the grant falls back to 0 once nothing of the worker's
+is unsettled.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 | thread | owns | receives through | gives away |
 |---|---|---|---|
-| loop (``distgrad-broker``) | every socket (ZAP included), the poller, the core, the parameters | sockets, and a pipe that wakes it | frames to send, arenas that are pinned |
+| loop (``distgrad-broker``) | all sockets, the core, the parameters | sockets, a pipe | frames, pinned arenas |
 | files (``distgrad-files``) | the files that are written | a queue of one save | "written", through the pipe |
 
 A turn: wait for something; read both channels, a bounded amount; let the core answer; apply for a while. Nothing here

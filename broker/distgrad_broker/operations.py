@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from distgrad.codec import fill
 from distgrad.errors import ConfigError, GradientRefused, MalformedMessage

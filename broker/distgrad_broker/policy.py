@@ -1,7 +1,7 @@
 """When a gradient counts: the question that the core asks, and its simplest answer.
 
-A policy is a small object without sockets, clocks or threads. The core shows it every accepted gradient, in order, and does what it
-says; it knows no policy by name.
+A policy is a small object without sockets, clocks or threads. The core shows it every accepted gradient, in order,
+and does what it says; it knows no policy by name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Handing out parameters: `get` with its wait for news, and `range` for what did not fit in one reply (PROTOCOL 14, 15)."""
+"""Handing out parameters: `get` with its wait for news, and `range` for the rest of a large reply (PROTOCOL 14, 15)."""
 
 from __future__ import annotations
 

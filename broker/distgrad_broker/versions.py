@@ -1,9 +1,9 @@
 """Versions of the parameters: an update writes the next one beside the current one, readers hold what they read.
 
-The pool keeps the current version, one spare, and at most `MAX_HELD` older versions that somebody still reads in ranges (PROTOCOL 14).
-When one more would be needed, the hold that is least worth keeping is revoked: a reader that went quiet first, else the one that
-has read least, so that whoever is furthest on always finishes. An update therefore never waits for a reader, and memory never
-depends on how many readers there are.
+The pool keeps the current version, one spare, and at most `MAX_HELD` older versions that somebody still reads in
+ranges (PROTOCOL 14). When one more would be needed, the hold that is least worth keeping is revoked: a reader that
+went quiet first, else the one that has read least, so that whoever is furthest on always finishes. An update
+therefore never waits for a reader, and memory never depends on how many readers there are.
 """
 
 from __future__ import annotations
@@ -219,7 +219,9 @@ class Versions:
 
     def _current(self) -> tuple[Layout, Storage]:
         layout, storage = self.holder.layout, self.holder.storage
-        assert layout is not None and storage is not None  # the core asks only while there are parameters
+        # The core asks only while there are parameters.
+        assert layout is not None
+        assert storage is not None
         return layout, storage
 
     def _hold(self, layout: Layout, storage: Storage, now: float) -> Hold:

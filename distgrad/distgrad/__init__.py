@@ -1,7 +1,7 @@
 """Many machines compute gradients; distgrad applies each exactly once to one set of parameters.
 
-This package holds what every side shares: the in-process class `DistributedGradients`, the update rules, the wire format,
-and the `Admin` client. The broker is in ``distgrad_broker``, the worker in ``distgrad_worker``.
+This package holds what every side shares: the in-process class `DistributedGradients`, the update rules, the wire
+format, and the `Admin` client. The broker is in ``distgrad_broker``, the worker in ``distgrad_worker``.
 """
 
 from __future__ import annotations

@@ -34,9 +34,7 @@ def encode(layout: Layout, arenas: Sequence[np.ndarray[Any, Any]], *, trained_on
         Views of the arenas of at most 1 MiB each; they keep the arenas alive and follow later changes to them.
     """
     n_arenas = layout.n_trainable_arenas if trained_only else len(layout.arenas)
-    return [
-        arenas[arena][start:stop].data.cast("B") for arena, start, stop in layout.parts(n_arenas, PART_BYTES)
-    ]
+    return [arenas[arena][start:stop].data.cast("B") for arena, start, stop in layout.parts(n_arenas, PART_BYTES)]
 
 
 def decode(layout: Layout, encoding: str, parts: Sequence[Any], size: int) -> list[np.ndarray[Any, Any]]:

@@ -33,7 +33,7 @@ GRADIENT = "gradient"
 RAW = "raw"
 
 _INT64_MAX = 2**63 - 1
-_TYPE_NAMES = {int: "an integer", str: "text", bytes: "bytes", bool: "true or false", float: "a number", list: "an array"}
+_TYPE_NAMES = {int: "an integer", str: "text", bool: "true or false", float: "a number", dict: "a map"}
 
 
 class State(NamedTuple):
@@ -304,7 +304,7 @@ def field(header: Mapping[str, Any], name: str, kind: type, default: Any = ..., 
     if not (type(value) is kind or (kind is float and type(value) is int)):
         raise MalformedMessage(f"{name!r} must be {_TYPE_NAMES.get(kind, kind.__name__)}, got {value!r:.40}")
     # Not "value < low": a NaN must fail too.
-    if low is not None and not float(value) >= low:
+    if isinstance(value, int | float) and low is not None and not value >= low:
         raise MalformedMessage(f"{name!r} must be at least {low}, got {value!r:.40}")
     if type(value) is int and value > _INT64_MAX:
         raise MalformedMessage(f"{name!r} must fit in 63 bits, got {value!r:.40}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -33,6 +32,7 @@ from distgrad.errors import (
     StateError,
 )
 from distgrad.keys import BrokerKeys, Role
+from support.ports import free_port
 from support.scripted_broker import Request, ScriptedBroker, ignore, in_turn
 
 
@@ -43,12 +43,6 @@ def echo(request: Request) -> None:
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "FIRST_RETRY_S", 0.05)
-
-
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_request_gets_its_reply_header_frames_and_state() -> None:
@@ -167,7 +161,7 @@ def test_silence_ends_as_unreachable_and_names_the_address() -> None:
 
 def test_nobody_listening_is_unreachable_too() -> None:
     with (
-        ControlClient(f"127.0.0.1:{closed_port()}", timeout=0.2) as client,
+        ControlClient(f"127.0.0.1:{free_port()}", timeout=0.2) as client,
         pytest.raises(BrokerUnreachable, match="nobody listens there"),
     ):
         client.request("status")
@@ -329,7 +323,7 @@ def test_close_ends_a_request_that_waits_in_another_thread_and_may_come_twice() 
 
 
 def test_close_does_not_wait_for_a_broker_that_is_not_there() -> None:
-    client = ControlClient(f"127.0.0.1:{closed_port()}", timeout=0.1)
+    client = ControlClient(f"127.0.0.1:{free_port()}", timeout=0.1)
     with pytest.raises(BrokerUnreachable):
         client.request("set", frames=[bytes(1 << 20)])
 

@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 from distgrad.admin import Admin
+from support.processes import Process, clean_environment
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and sessions are POSIX")
 
+# As the installed command does, this looks for its own imports everywhere but in the user's folder.
+WORKER = (sys.executable, "-P", "-m", "distgrad", "worker")
 HOSTILE = "raise SystemExit('the user\\'s own file was imported in place of a library')\n"
 TRAIN = """\
 import os, numpy as np
@@ -34,28 +37,15 @@ def train(worker):
 @pytest.fixture
 def broker() -> Iterator[str]:
     """Run a broker process; return its control address."""
-    ports = ("--control", "tcp://127.0.0.1:0", "--gradients", "tcp://127.0.0.1:0")
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "distgrad", "broker", *ports],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
+    with Process("broker", "--control", "tcp://127.0.0.1:0", "--gradients", "tcp://127.0.0.1:0") as process:
+        yield process.wait_for_line(r"control=(\S+)")[1]
+
+
+def run(*words: str, cwd: Path, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run ``distgrad worker`` to its end."""
+    done = subprocess.run(
+        [*WORKER, *words], cwd=cwd, env=clean_environment(**env), capture_output=True, text=True, timeout=100
     )
-    assert process.stdout is not None
-    with process.stdout:
-        match = re.search(r"control=(\S+)", process.stdout.readline())
-        assert match is not None
-        yield match[1]
-        process.terminate()
-        process.wait(30)
-
-
-def arguments(*words: str) -> list[str]:
-    return [sys.executable, "-P", "-m", "distgrad", "worker", *words]
-
-
-def run(*words: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(arguments(*words), cwd=cwd, capture_output=True, text=True, timeout=100)
     assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
     return done
 
@@ -135,17 +125,13 @@ def test_a_signal_ends_the_function_and_what_it_pushed_is_kept(
     broker: str, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     (tmp_path / "job.py").write_text(TRAIN + "    import time\n    while True: time.sleep(60)\n")
-    process = subprocess.Popen(
-        arguments(broker, "job:train", "--processes", "2", "--id", "w"), cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    with process.stdout:
+    with Process(broker, "job:train", "--processes", "2", "--id", "w", cwd=tmp_path, program=WORKER) as process:
         for _ in range(2):
-            assert "I am" in process.stdout.readline()
+            process.wait_for_line("I am")
 
-        process.send_signal(number)
+        os.kill(process.pid, number)
 
-        assert process.wait(60) == code
+        assert process.wait() == code
     assert parameters(broker).tolist() == [5, 5, 0, 0]
 
 
@@ -163,22 +149,15 @@ def take(worker):
     pass
 """
     )
-    holder = subprocess.Popen(
-        arguments(broker, "job:hold", "--id", "w"),
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert holder.stdout is not None
-    assert "ready" in holder.stdout.readline()
+    with Process(broker, "job:hold", "--id", "w", cwd=tmp_path, program=WORKER) as holder:
+        holder.wait_for_line("ready")
 
-    run(broker, "job:take", "--id", "w", cwd=tmp_path)
-    _, err = holder.communicate(timeout=60)
+        run(broker, "job:take", "--id", "w", cwd=tmp_path)
 
-    assert holder.returncode == 1
-    assert err.count("\n") == 1
-    assert "not restarted" in err
+        assert holder.wait() == 1
+    [line] = [line for line in holder.lines if "ready" not in line]
+    assert line.startswith("w-0 | distgrad: ")
+    assert line.endswith("; not restarted")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +166,7 @@ def take(worker):
         (("job",), "write for example job:train"),
         (("nothing:train",), "error: there is no module 'nothing' in "),
         (("job:nothing",), "error: {folder}/job.py has no 'nothing'; it defines train"),
-        (("job:train", "--first-rank", "2", "--world", "3", "--processes", "2"), "--world: must be at least"),
+        (("job:train", "--first-rank", "2", "--world", "3", "--processes", "2"), "--world must be at least"),
         (("job:train", "--keys", "no.key"), "no.key"),
     ],
 )
@@ -206,12 +185,9 @@ def test_wrong_usage_is_one_line_however_many_processes(tmp_path: Path, words: t
 def test_processes_share_the_cores_unless_told_otherwise(broker: str, tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text("import os\ndef train(worker): print(os.environ['OMP_NUM_THREADS'])")
     many = ("--processes", str(2 * (os.cpu_count() or 1)))
-    asked = {**os.environ, "OMP_NUM_THREADS": "3"}
 
-    done = run(broker, "job:train", *many, cwd=tmp_path)
-    told = subprocess.run(
-        arguments(broker, "job:train", *many), cwd=tmp_path, env=asked, capture_output=True, text=True
-    )
+    shared = run(broker, "job:train", *many, cwd=tmp_path)
+    told = run(broker, "job:train", *many, cwd=tmp_path, OMP_NUM_THREADS="3")
 
-    assert set(re.findall(r"\| (.*)", done.stdout)) == {"1"}
+    assert set(re.findall(r"\| (.*)", shared.stdout)) == {"1"}
     assert set(re.findall(r"\| (.*)", told.stdout)) == {"3"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +125,20 @@ def test_the_table_has_a_row_for_each_worker_and_one_for_all() -> None:
     assert ["all", "400", "401", "1", "2.5", "7"] in rows
 
 
-@pytest.mark.parametrize("points", [[point(0.0, 0, None)], [point(0.0, 0, None), point(1.0, 400)]])
-def test_a_picture_is_drawn_of_however_few_points(tmp_path: Path, points: list[Point]) -> None:
+@pytest.fixture(scope="module")
+def draw() -> Callable[..., None]:
+    """Draw once: matplotlib then keeps its fonts open, which the watch for leaks must not blame on a test."""
     pytest.importorskip("matplotlib")
     from distgrad_worker.picture import draw
 
+    draw([point(0.0, 0)], Path(os.devnull), title="warm-up", goal=0.95)
+    return draw
+
+
+@pytest.mark.parametrize("points", [[point(0.0, 0, None)], [point(0.0, 0, None), point(1.0, 400)]])
+def test_a_picture_is_drawn_of_however_few_points(
+    draw: Callable[..., None], tmp_path: Path, points: list[Point]
+) -> None:
     draw(points, tmp_path / "x.png", title="one", goal=0.95)
 
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")

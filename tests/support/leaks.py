@@ -15,8 +15,8 @@ import zmq
 _DESCRIPTORS = Path("/proc/self/fd")
 _GRACE_S = 3.0
 _END_CONTEXT_S = 5.0
-# Made once per process, by Python itself, and kept on purpose.
-_KEPT = ("anon_inode:[eventpoll]", "/dev/urandom", "/dev/null")
+# Opened once per process and kept on purpose: by numpy and others, and by matplotlib (its fonts).
+_KEPT = ("/dev/urandom", "/site-packages/")
 
 _contexts: weakref.WeakSet[zmq.Context[Any]] = weakref.WeakSet()
 
@@ -90,9 +90,7 @@ def _new(before: Snapshot) -> list[str]:
     if len(now) <= len(before.descriptors):
         return threads + contexts
     descriptors = [
-        f"descriptor {number} ({target})"
-        for number, target in now.items()
-        if before.descriptors.get(number) != target and target not in _KEPT
+        f"descriptor {number} ({target})" for number, target in now.items() if before.descriptors.get(number) != target
     ]
     return threads + contexts + descriptors
 
@@ -106,8 +104,12 @@ def _descriptors() -> dict[str, str]:
             found[number] = os.readlink(_DESCRIPTORS / number)
         except OSError:
             continue
-    kept = _resource_tracker_descriptor()
-    return {number: target for number, target in found.items() if number != kept}
+    tracker = _resource_tracker_descriptor()
+    return {
+        number: target
+        for number, target in found.items()
+        if number != tracker and not any(kept in target for kept in _KEPT)
+    }
 
 
 def _resource_tracker_descriptor() -> str | None:

@@ -1,8 +1,8 @@
 """The worker's own thread: it keeps the lease, hears what is settled, and mends the connection.
 
-It owns the REQ socket of the lease and both monitors, and it opens and closes the PUSH socket. Sending on PUSH is done by
-whichever thread pushes, under the lock that guards the session: ZeroMQ lets a socket change threads across a full fence, and
-the lock is one (``docs/decisions/0002``).
+It owns the REQ socket of the lease and both monitors, and it opens and closes the PUSH socket. Sending on PUSH is
+done by whichever thread pushes, under the lock that guards the session: ZeroMQ lets a socket change threads across
+a full fence, and the lock is one (``docs/decisions/0002``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import zmq
 
 from distgrad import addresses, sockets, wire
-from distgrad.errors import DistgradError, MalformedMessage, from_code
+from distgrad.errors import MalformedMessage, from_code
 from distgrad.owned_sockets import Link, LinkMonitor, OwnedSocket
 from distgrad_worker.session import GREETING, Session
 
@@ -28,7 +28,8 @@ LAST_RETRY_S = 5.0
 IDLE_S = 1.0
 # ZeroMQ does not try again after a refused handshake; a revoked or late key may be let in later.
 REFUSED_RETRY_S = 1.0
-# A request whose connection broke is asked again at once, or nearly: a peer that hangs up on everybody must not make us spin.
+# A request whose connection broke is asked again at once, or nearly: a peer that hangs up on everybody must not
+# make us spin.
 LOST_RETRY_S = 0.02
 # Below this a copy is cheaper than a frame object, and ZeroMQ would copy anyway.
 COPY_BELOW_BYTES = 64 * 1024
@@ -179,7 +180,9 @@ class Driver:
             self._is_awake = False
             # Only this thread opens and closes these, so they stay valid outside the lock.
             push_links, request, request_links = self._push_links, self._request, self._request_links
-        assert request is not None and request_links is not None  # opened before the first turn
+        # Opened before the first turn.
+        assert request is not None
+        assert request_links is not None
         poller = zmq.Poller()
         poller.register(self._wake_read, zmq.POLLIN)
         poller.register(request.raw(), zmq.POLLIN)

@@ -62,10 +62,11 @@ def draw(points: Sequence[Point], path: Path, *, title: str, goal: float) -> Non
     right.axhline(goal, color=_GOAL, lw=1, ls="--")
     right.annotate(
         f"goal: {goal:.0%}",
-        (0.02, goal),
+        (0.5, goal),
         xycoords=("axes fraction", "data"),
-        xytext=(0, 4),
+        xytext=(0, -15),
         textcoords="offset points",
+        ha="center",
         color=_GOAL,
     )
     right.set_ylabel("accuracy on test images")

@@ -1,9 +1,11 @@
 """A worker's side of the protocol, without sockets, threads or clocks (PROTOCOL 4-11).
 
-States: **greeting** (`hello` must be sent; nothing else is) → **resuming** (a new attempt was begun; the next heartbeat tells from
-where to send) → **open** (gradients flow) → **ended** (fenced, history lost, gave up: every call raises the same error).
+States: **greeting** (`hello` must be sent; nothing else is) → **resuming** (a new attempt was begun; the next
+heartbeat tells from where to send) → **open** (gradients flow) → **ended** (fenced, history lost, gave up: every
+call raises the same error).
 
-- A lost connection, a missing number or no progress begin a new attempt: the shell closes its PUSH socket, opens another
+- A lost connection, a missing number or no progress begin a new attempt: the shell closes its PUSH socket, opens
+  another
   and sends from the broker's number on. A missing number counts only within the current attempt, so once for each.
 - ``unknown_worker`` or another incarnation in a reply lead back to greeting.
 - What the user must be told (a refusal, a restart of the broker) is queued in `problems` and raised by the next call.
@@ -136,7 +138,7 @@ class Session:
         self._want = 0
 
     def push(self, fields: dict[str, Any], parts: Sequence[Any], payload_bytes: int) -> int:
-        """Number a gradient; `can_push` was true.
+        """Give a gradient its number, after `can_push` was true.
 
         Parameters
         ----------
@@ -215,12 +217,7 @@ class Session:
     @property
     def is_busy(self) -> bool:
         """Whether there is something to hear from the broker soon; else a heartbeat now and then is enough."""
-        return (
-            self.phase != OPEN
-            or len(self.window) > 0
-            or self._want > 0
-            or self._echo_due
-        )
+        return self.phase != OPEN or len(self.window) > 0 or self._want > 0 or self._echo_due
 
     @property
     def hurry(self) -> int:
@@ -385,10 +382,11 @@ class Session:
             self._rewind_due = False
             self.phase = OPEN
             self._stalled_since = now
-        elif self.phase == OPEN and header["resend"] and header["attempt"] == self.attempt:
-            self._begin_attempt()
-        elif self.phase == OPEN and window.sent > accepted and now - self._stalled_since > self._patience():
-            self._begin_attempt()
+        elif self.phase == OPEN:
+            is_missing = header["resend"] and header["attempt"] == self.attempt
+            is_stalled = window.sent > accepted and now - self._stalled_since > self._patience()
+            if is_missing or is_stalled:
+                self._begin_attempt()
         if self.phase == OPEN and header["fingerprint"] != (self.layout.fingerprint if self.layout else None):
             self.phase = GREETING  # the parameters were replaced: hello brings the layout
 

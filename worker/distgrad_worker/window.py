@@ -1,8 +1,8 @@
 """The gradients that are not settled yet, in order: what was numbered, what is on the way, what still waits.
 
 ``settled < … <= sent < … <= last``: numbers up to *settled* are done with, those up to *sent* were sent in the
-current attempt, the rest waits for a grant. The bytes in flight (settled < number <= sent) stay within the grant; everything
-kept stays within the window's own limit. Nothing here knows a socket or a clock.
+current attempt, the rest waits for a grant. The bytes in flight (settled < number <= sent) stay within the grant;
+everything kept stays within the window's own limit. Nothing here knows a socket or a clock.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
+
 
 class Entry:
     """One numbered gradient.

@@ -49,24 +49,24 @@ DEFAULT_WINDOW_BYTES = 64 * 1024 * 1024
 class Worker:
     """Connection of one worker to a broker.
 
-    A gradient that was pushed is *queued*, not applied: it is kept here, and sent again if need be, until the broker says that
-    it is settled. `flush` waits for that. The methods may be called from several threads of the process that made
-    the worker, not from a child of ``fork``.
+    A gradient that was pushed is *queued*, not applied: it is kept here, and sent again if need be, until the
+    broker says that it is settled. `flush` waits for that. The methods may be called from several threads of the
+    process that made the worker, not from a child of ``fork``.
 
     Parameters
     ----------
     address : str
         The broker's control channel: ``host``, ``host:port`` or ``tcp://…``; `hello` tells the rest.
     worker_id : str, optional
-        Unique among the workers that run. One that comes back under its id goes on with its numbers and is told its last cursor.
-        By default one is made up, and forgotten after `close`.
+        Unique among the workers that run. One that comes back under its id goes on with its numbers and is told its
+        last cursor. By default one is made up, and forgotten after `close`.
     keys : path or ClientKeys, optional
         File made by ``distgrad keys new``; needed if the broker has keys.
     window_bytes : int, optional
         The most that unsettled gradients may take here, bytes; by default 64 MiB or two gradients, whichever is more.
     timeout : float
-        How long the broker may be unreachable before a call gives up, seconds. Waiting for a broker that answers (because
-        it is stopped, say) is not limited by it.
+        How long the broker may be unreachable before a call gives up, seconds. Waiting for a broker that answers
+        (because it is stopped, say) is not limited by it.
     gradients : str, optional
         Where to send gradients, if not where the broker says: for forwarded ports.
 
@@ -203,7 +203,10 @@ class Worker:
         return snapshot.shaped_like(self._like[1])
 
     def pull(
-        self, newer_than: Snapshot | State | int | None = None, timeout: float | None = None, out: Snapshot | None = None
+        self,
+        newer_than: Snapshot | State | int | None = None,
+        timeout: float | None = None,
+        out: Snapshot | None = None,
     ) -> Snapshot:
         """Fetch the parameters.
 
@@ -267,7 +270,8 @@ class Worker:
         examples : int
             Training examples behind it, at least 0.
         cursor : bytes or str, optional
-            Where this worker stands in its data after this gradient; told to whoever comes back under this id. At most 4 KiB.
+            Where this worker stands in its data after this gradient; told to whoever comes back under this id. At
+            most 4 KiB.
         base_version : Snapshot, State or int, optional
             What it was computed on; by default the last pull's.
 
@@ -315,7 +319,9 @@ class Worker:
         return number
 
     def flush(self, timeout: float | None = None) -> None:
-        """Wait until everything pushed so far is settled: decided, visible to `pull`, and as durable as the broker was told to be.
+        """Wait until everything pushed so far is settled.
+
+        Settled means: decided, visible to `pull` if it was applied, and as durable as the broker was told to be.
 
         Parameters
         ----------

@@ -17,6 +17,7 @@ import os
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ from distgrad_broker.core import Core
 from distgrad_broker.events import (
     Effect,
     Log,
+    MessageRejected,
     Reply,
     SaveEnded,
     SaveParameters,
@@ -46,7 +48,9 @@ MAX_GRADIENTS_A_TURN = 64
 WORK_SLICE_S = 0.002
 # Leases, quiet readers and revoked keys are looked at about this often even if nothing happens.
 IDLE_S = 0.25
-# A shutdown gives what is queued this long to be applied.
+# A shutdown reads what has already arrived for this long at most,
+INTAKE_TIMEOUT_S = 2.0
+# and gives what is queued this long to be applied.
 CLOSE_TIMEOUT_S = 30.0
 
 Save = Callable[[SaveParameters], None]
@@ -93,6 +97,8 @@ class Loop:
         self._inbox: queue.SimpleQueue[SaveEnded | ShutdownAsked] = queue.SimpleQueue()
         self._ends_at = math.inf
         self._is_closing = False
+        self._strangers: Counter[str] = Counter()
+        self._count_strangers_at = 0.0
 
     def post(self, event: SaveEnded | ShutdownAsked) -> None:
         """Hand an event to the loop, from any thread or signal handler.
@@ -128,6 +134,7 @@ class Loop:
                 if self._authenticator.socket in ready:
                     self._authenticator.handle()
                 self._authenticator.refresh(now)
+                self._count_strangers(self._authenticator, now)
             is_drained = self._read_control(now) if sockets[0] in ready else True
             if sockets[1] in ready:
                 is_drained = self._read_gradients(now) and is_drained
@@ -166,12 +173,23 @@ class Loop:
             if isinstance(event, ShutdownAsked):
                 if self._is_closing:
                     continue
-                # What has already arrived belongs to what is drained; then nothing more is read.
-                while not self._read_gradients(now):
+                # What has already arrived belongs to what is drained; then nothing more is read. A peer that never stops
+                # sending must not hold this up; what grants allow is read in a fraction of the time.
+                while not self._read_gradients(now) and time.monotonic() < now + INTAKE_TIMEOUT_S:
                     pass
                 self._is_closing = True
                 self._ends_at = now + CLOSE_TIMEOUT_S
             self._carry_out(self._core.handle(event, now), now)
+
+    def _count_strangers(self, authenticator: Authenticator, now: float) -> None:
+        """Tell the core of the connections that the keys kept out since the last look."""
+        if now < self._count_strangers_at:
+            return
+        self._count_strangers_at = now + IDLE_S
+        refused = Counter(authenticator.refused())
+        for reason in (refused - self._strangers).elements():
+            self._core.handle(MessageRejected(reason), now)
+        self._strangers = refused
 
     def _read_control(self, now: float) -> bool:
         """Read a turn's worth of requests and tell whether that was all."""

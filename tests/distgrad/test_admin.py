@@ -1,15 +1,14 @@
 """The class's verbs through `Admin`, against a real broker process: one test or more for each row of the table.
 
-The table is that of the in-process class in ``docs/architecture.md``; each test names its row by the original's verb.
+The table is that of the in-process class in ``docs/architecture.md``; each test names its row by the original's verb (the last row,
+``destroy``, is with the life of brokers in ``test_admin_and_broker.py``).
 """
 
 from __future__ import annotations
 
 import threading
 from collections import namedtuple
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,27 +16,15 @@ import pytest
 from distgrad.admin import Admin
 from distgrad.errors import (
     ConfigError,
-    Destroyed,
     GradientRefused,
     InvalidMode,
     LayoutError,
 )
 from distgrad_worker import Worker
 from support import processes
-from support.broker_process import broker_process, wait_until
+from support.broker_process import broker_process, cleared, queue_up, wait_until
 
 Point = namedtuple("Point", ["x", "y"])
-
-
-@contextmanager
-def cleared(address: str) -> Iterator[Admin]:
-    """Connect to a broker that several tests share, and make it as if it were new, but for its counters."""
-    with Admin(address, timeout=20) as admin:
-        admin.clear_gradients()
-        admin.set_model_parameters(None)
-        admin.set_parameters("descent")
-        admin.start()
-        yield admin
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +50,6 @@ def momentum(heavy_ball: str) -> Iterator[Admin]:
     with cleared(heavy_ball) as admin:
         admin.set_parameters(lr=1.0)
         yield admin
-
-
-def queue_up(admin: Admin, worker: Worker, *gradients: Any) -> None:
-    """Push, and wait until the broker has all of it in its queue."""
-    before = admin.status()["queued"]
-    for gradient in gradients:
-        worker.push(gradient)
-    wait_until(lambda: bool(admin.status()["queued"] == before + len(gradients)))
 
 
 # new(gradientChangeMode)
@@ -152,7 +131,7 @@ def test_set_parameters_changes_the_rules_numbers(momentum: Admin) -> None:
         assert momentum.set_parameters(lr=0.5)["lr"] == 0.5
         worker.push(np.ones(1))
 
-    np.testing.assert_array_equal(momentum.get_model_parameters(), [-1.5])
+    np.testing.assert_array_equal(momentum.get_model_parameters(), [-(1 + 0.5 * 1.5)])
 
 
 @pytest.mark.parametrize("numbers", [{"lr": -1.0}, {"beta1": 0.5}, {"nonsense": 1.0}])
@@ -408,24 +387,3 @@ def test_clear_gradients_empties_the_queue_and_counts(admin: Admin) -> None:
         worker.flush()
 
     np.testing.assert_array_equal(admin.get_model_parameters(), [0])
-
-
-# destroy()
-
-
-def test_destroy_ends_the_broker_and_every_later_call_raises() -> None:
-    with broker_process() as (address, process), Admin(address, timeout=20) as admin, Admin(address) as other:
-        admin.set_model_parameters(np.zeros(1))
-        admin.destroy()
-
-        with pytest.raises(Destroyed):
-            other.get_model_parameters()
-        calls: list[Callable[[], object]] = [
-            admin.start, admin.stop, admin.clear_gradients, admin.get_model_parameters, admin.set_parameters,
-            lambda: admin.set_model_parameters(None), admin.status, admin.workers, admin.save, admin.destroy,
-            admin.fetch_layout,
-        ]  # fmt: skip
-        for call in calls:
-            with pytest.raises(Destroyed):
-                call()
-        assert process.wait() == 0

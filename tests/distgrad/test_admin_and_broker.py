@@ -1,15 +1,17 @@
-"""What `Admin` has beyond the class: a broker that saves, restarts, drains slowly, or is not there."""
+"""What `Admin` has beyond the class: a broker that saves, restarts, drains slowly, is destroyed, or is not there."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from distgrad import parameter_files
 from distgrad.admin import Admin
-from distgrad.errors import BrokerRestarted, BrokerUnreachable, ControlError, NoParameters
+from distgrad.errors import BrokerRestarted, BrokerUnreachable, ControlError, Destroyed, NoParameters
 from distgrad_worker import Worker
 from support.broker_process import broker_process
 from support.ports import free_port
@@ -72,7 +74,7 @@ def test_a_broker_that_was_restarted_is_noticed_before_anything_is_changed() -> 
 
 
 def test_stop_asks_again_until_the_queue_is_drained() -> None:
-    replies = [{"changed": True, "drained": False}, {"changed": False, "drained": False}, {"drained": True}]
+    replies: list[Any] = [{"changed": True, "drained": False}, {"changed": False, "drained": False}, {"drained": True}]
     with (
         ScriptedBroker(lambda it: it.answer(**(replies.pop(0) if it.op == "stop" else {}))) as broker,
         Admin(broker.address) as admin,
@@ -95,3 +97,24 @@ def test_stop_gives_up_draining_after_its_timeout() -> None:
 def test_a_broker_that_is_absent_is_named() -> None:
     with Admin("127.0.0.1:1", timeout=0.2) as admin, pytest.raises(BrokerUnreachable, match=r"127\.0\.0\.1:1 "):
         admin.status()
+
+
+# destroy()
+
+
+def test_destroy_ends_the_broker_and_every_later_call_raises() -> None:
+    with broker_process() as (address, process), Admin(address, timeout=20) as admin, Admin(address) as other:
+        admin.set_model_parameters(np.zeros(1))
+        admin.destroy()
+
+        with pytest.raises(Destroyed):
+            other.get_model_parameters()
+        calls: list[Callable[[], object]] = [
+            admin.start, admin.stop, admin.clear_gradients, admin.get_model_parameters, admin.set_parameters,
+            lambda: admin.set_model_parameters(None), admin.status, admin.workers, admin.save, admin.destroy,
+            admin.fetch_layout,
+        ]  # fmt: skip
+        for call in calls:
+            with pytest.raises(Destroyed):
+                call()
+        assert process.wait() == 0

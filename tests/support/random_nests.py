@@ -30,7 +30,7 @@ def nests(
     leaves: st.SearchStrategy[Any] | None = None, keys: st.SearchStrategy[Any] | None = None
 ) -> st.SearchStrategy[Any]:
     """Nest arrays in dicts, lists, tuples and namedtuples. Keys hold no dot, so paths do not collide."""
-    keys = keys if keys is not None else st.text("abcαβ_", min_size=1, max_size=3) | st.integers(-(2**63), 2**63 - 1)
+    keys = keys if keys is not None else st.text("abcéß_", min_size=1, max_size=3) | st.integers(-(2**63), 2**63 - 1)
     return st.recursive(
         leaves if leaves is not None else arrays(),
         lambda inner: (

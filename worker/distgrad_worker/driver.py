@@ -105,15 +105,22 @@ class Driver:
         raw = self._push_raw
         if raw is None:
             return
-        for header, entry in session.sendable(time.monotonic()):
-            parts = entry.parts
-            if not parts:
-                raw.send(wire.pack(header))
-            elif entry.charge < COPY_BELOW_BYTES and len(parts) == 1:
-                raw.send(wire.pack(header), zmq.SNDMORE)
-                raw.send(parts[0])
-            else:
-                raw.send_multipart([wire.pack(header), *parts], copy=False)
+        try:
+            for header, entry in session.sendable(time.monotonic()):
+                parts = entry.parts
+                if entry.charge < COPY_BELOW_BYTES and len(parts) == 1:
+                    raw.send(wire.pack(header), zmq.SNDMORE)
+                    raw.send(parts[0])
+                else:
+                    raw.send_multipart([wire.pack(header), *parts], copy=False)
+        except zmq.Again:
+            # A connection that was refused for good takes nothing; a new attempt makes a new one.
+            session.connection_lost()
+        except BaseException:
+            # Ctrl-C between two frames of a message: what follows on this socket would be taken for its rest.
+            session.connection_lost()
+            self.wake()
+            raise
 
     @property
     def is_idle(self) -> bool:

@@ -423,7 +423,7 @@ class Worker:
         layout: Layout,
         loss: float | None,
         examples: int,
-        cursor: bytes | str | None,
+        cursor: object,
         base_version: Snapshot | State | int | None,
     ) -> dict[str, Any]:
         if cursor is not None and not (isinstance(cursor, bytes | str) and len(cursor) <= MAX_CURSOR_BYTES):

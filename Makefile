@@ -44,8 +44,7 @@ types: $(VENV)/.ready-dev ## mypy --strict over code and tests
 	$(PY) -m mypy
 
 bench: $(VENV)/.ready-test ## the benchmarks, each beside its floor (TINY=1: only to see that they run)
-	@set -e; for script in $(sort $(wildcard benchmarks/bench_*.py)); do \
-		echo "== $$script"; $(PY) $$script $(if $(TINY),--tiny) $(ARGS); done
+	$(PY) -m benchmarks.run $(if $(TINY),--tiny) $(ARGS)
 
 docs: $(VENV)/.ready-test ## links, commands, options and examples in the documentation
 	$(PY) -m pytest tests/test_docs.py $(ARGS)
@@ -56,7 +55,7 @@ build: $(VENV)/.ready-dev ## wheel and source archive in dist/, checked
 	$(PY) -m twine check --strict dist/*
 
 clean: ## remove everything that the commands above made
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis
 
 # A fresh machine may have an old python3, or Debian's, which lacks venv: both end in one clear line.
 # The stamp is written last, so that a half-made environment is made again.

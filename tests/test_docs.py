@@ -7,10 +7,8 @@ import contextlib
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from safetensors.numpy import load_file
 from distgrad.config import fields
 from distgrad.quantities import parse_seconds
 from distgrad_broker.config import BrokerConfig
+from support.processes import Process, run
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE_ROOTS = ("distgrad", "broker", "worker")
@@ -196,47 +195,24 @@ def test_the_readmes_example_on_many_machines_learns(tmp_path: Path) -> None:
                 (other / block.splitlines()[0].removeprefix("# ")).write_text(block)
                 continue
             folder = other if "scp " in block else boss
-            for words in map(shlex.split, block.splitlines()):
-                if words[0] == "scp":
-                    shutil.copy(boss / words[1].removeprefix("boss:"), other / words[2])
-                    continue
-                assert words[0] == "distgrad", f"how is {words} to be run?"
-                words = [{"0.0.0.0": "127.0.0.1:0", "boss": address}.get(word, word) for word in words[1:]]
-                if words[0] == "broker":
-                    address = stack.enter_context(running_broker(words, folder))
+            for program, *words in map(shlex.split, block.splitlines()):
+                local = [{"0.0.0.0": "127.0.0.1:0", "boss": address}.get(word, word) for word in words]
+                if program == "scp":
+                    shutil.copy(boss / words[0].removeprefix("boss:"), other / words[1])
+                elif words[0] == "broker":
+                    broker = stack.enter_context(Process(*local, cwd=folder))
+                    address = broker.wait_for_line(r"control=(\S+)")[1]
                 else:
-                    printed += run_distgrad(words, folder)
+                    assert program == "distgrad", f"how is {program} to be run?"
+                    done = run(*local, cwd=folder)
+                    assert done.returncode == 0, done.stdout + done.stderr
+                    printed += done.stdout
+        broker.terminate()
+        assert broker.wait() == 0
 
     learned = load_file(boss / "model.safetensors")
     assert [*learned["w"], *learned["b"]] == pytest.approx([2.0, -1.0, 0.5], abs=0.2)
     assert "version 500" in printed, "two processes pushed 250 gradients each"
-
-
-def run_distgrad(arguments: Sequence[str], folder: Path) -> str:
-    """Run the command to its end and return what it printed."""
-    command = [sys.executable, "-m", "distgrad", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
-@contextlib.contextmanager
-def running_broker(arguments: Sequence[str], folder: Path) -> Iterator[str]:
-    """Run a broker process; its control address is what the block gets."""
-    command = [sys.executable, "-m", "distgrad", *arguments]
-    with (
-        (folder / "broker.log").open("w") as log,
-        subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True) as process,
-    ):
-        try:
-            assert process.stdout is not None
-            ready = re.search(r"control=(\S+)", process.stdout.readline())
-            assert ready, (folder / "broker.log").read_text()
-            yield ready[1]
-        finally:
-            process.terminate()
-            code = process.wait(timeout=30)
-    assert code == 0, (folder / "broker.log").read_text()
 
 
 # Configuration

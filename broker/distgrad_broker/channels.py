@@ -10,7 +10,7 @@ from typing import Any
 
 import zmq
 
-from distgrad.errors import MalformedMessage
+from distgrad.errors import MalformedMessage, WrongProtocol
 from distgrad.sockets import OwnedSocket
 from distgrad.wire import MAX_HEADER_BYTES, Gradient, pack, parse_gradient, unpack
 from distgrad_broker.events import BadRequestReceived, Envelope, Event, MessageRejected, Reply, RequestReceived
@@ -65,6 +65,9 @@ class GradientChannel:
                 self._skip(socket)
                 return MessageRejected("forbidden")
             header = unpack(header_frame)
+        except WrongProtocol:
+            self._skip(socket)
+            return MessageRejected("protocol")
         except MalformedMessage:
             self._skip(socket)
             return MessageRejected("malformed")
@@ -151,6 +154,8 @@ class ControlChannel:
             return BadRequestReceived(envelope, f"header must be at most {MAX_HEADER_BYTES} bytes")
         try:
             header = unpack(rest[0].bytes)
+        except WrongProtocol as error:
+            return BadRequestReceived(envelope, error.message, "protocol")
         except MalformedMessage as error:
             return BadRequestReceived(envelope, error.message)
         return RequestReceived(envelope, header, [frame.buffer for frame in rest[1:]], role, user)

@@ -90,6 +90,11 @@ class Core:
         """Whether a broker that is closing has nothing left to do."""
         return not self.has_work and not self.state.saves
 
+    @property
+    def is_known(self) -> bool:
+        """Whether all live workers have said that they know what is settled."""
+        return all(member.known >= member.settled for member in self.state.members.live())
+
     def next_deadline(self) -> float | None:
         """Tell when the core wants to be called even if nothing happens.
 
@@ -134,8 +139,8 @@ class Core:
         elif type(event) is MessageRejected:
             state.rejected[event.reason] += 1
         elif type(event) is BadRequestReceived:
-            state.rejected["malformed"] += 1
-            state.fail(Waiter(event.envelope, None, None, now), RequestError("malformed", event.message))
+            self._count(event.code)
+            state.fail(Waiter(event.envelope, None, None, now), RequestError(event.code, event.message))
         elif type(event) is SaveEnded:
             operations.end_save(state, event)
         elif type(event) is ShutdownAsked:

@@ -31,6 +31,7 @@ class BadRequestReceived(NamedTuple):
 
     envelope: Envelope
     message: str
+    code: str = "malformed"
 
 
 class MessageRejected(NamedTuple):

@@ -63,6 +63,9 @@ class Grants:
             What one gradient is charged; 0 while there are no parameters.
         """
         self.budget_bytes = budget_bytes
+        if gradient_bytes != self._gradient_bytes:
+            # Turns of the former size are of no use: they are taken back, and those who want one stand in line again.
+            self.uses_turns = False
         self._gradient_bytes = gradient_bytes
 
     def echo(self, member: Member, grant_seq: int, held: int, want: int, sent: int) -> bool:

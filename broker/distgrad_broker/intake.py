@@ -6,6 +6,8 @@ This is the path that every gradient takes; it makes no object and builds no rep
 from __future__ import annotations
 
 import logging
+from collections import deque
+from itertools import islice
 from typing import Any
 
 from distgrad.errors import GradientRefused
@@ -14,6 +16,13 @@ from distgrad_broker import pulls
 from distgrad_broker.members import LIVE, Member
 from distgrad_broker.policy import Verdict
 from distgrad_broker.state import CoreState, Waiter
+
+
+# A header holds 64 KiB, and a leaf's path may be long: this many refusals are told at a time, each cut to this length.
+REFUSALS_A_REPLY = 16
+MAX_REFUSAL_CHARACTERS = 400
+# What peers sum up must still fit in a header's integers.
+MAX_COUNT = 2**63 - 1
 
 
 def accept(state: CoreState, gradient: Gradient, now: float) -> None:
@@ -113,7 +122,7 @@ def work(state: CoreState, now: float) -> None:
             settle(state, gradient, member, "refused", now)
         else:
             member.applied += 1
-            member.examples += gradient.examples
+            member.examples = min(member.examples + gradient.examples, MAX_COUNT)
             if gradient.loss is not None:
                 member.loss = gradient.loss
             if staleness is not None and staleness > 0:
@@ -182,14 +191,16 @@ def heartbeat_fields(member: Member) -> dict[str, Any]:
     dict
         As in ``docs/wire.md``.
     """
+    # What is told as settled is forgotten here, so no further than to where the refusals are told as well.
+    untold = member.refusals[REFUSALS_A_REPLY][0] if len(member.refusals) > REFUSALS_A_REPLY else 0
     return {
         "accepted": member.accepted,
-        "settled": member.settled,
+        "settled": untold - 1 if untold else member.settled,
         "attempt": member.attempt,
         "resend": member.missing,
         "grant": member.promised,
         "grant_seq": member.grant_seq,
-        "refused": [list(refusal) for refusal in member.refusals],
+        "refused": [list(refusal) for refusal in islice(member.refusals, REFUSALS_A_REPLY)],
     }
 
 
@@ -247,6 +258,31 @@ def clear_queue(state: CoreState, now: float) -> int:
     return cleared
 
 
+def drop_queued(state: CoreState, member: Member, now: float) -> None:
+    """Settle as superseded what one member has in the queue.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    member : Member
+        Whose numbers begin anew elsewhere.
+    now : float
+        Seconds on the shell's clock.
+    """
+    if member.settled == member.accepted:
+        return
+    draining = state.drain_left
+    for place, gradient in enumerate(state.queue):
+        if gradient.worker == member.worker:
+            state.drain_left -= place < draining
+            member.superseded += 1
+            settle(state, gradient, member, "superseded", now)
+    state.queue = deque(gradient for gradient in state.queue if gradient.worker != member.worker)
+    if draining and not state.drain_left:
+        end_drain(state)
+
+
 def end_drain(state: CoreState) -> None:
     """Tell those who wait for a draining stop that it is done.
 
@@ -293,7 +329,8 @@ def _miss(state: CoreState, member: Member, reason: str, now: float) -> None:
 def _refuse(state: CoreState, gradient: Gradient, member: Member, refusal: GradientRefused) -> None:
     member.refused += 1
     state.refused[refusal.reason] += 1
-    member.refusals.append((gradient.number, refusal.reason, refusal.leaf, refusal.message))
+    leaf = None if refusal.leaf is None else refusal.leaf[:MAX_REFUSAL_CHARACTERS]
+    member.refusals.append((gradient.number, refusal.reason, leaf, refusal.message[:MAX_REFUSAL_CHARACTERS]))
     if member.refused == 1:
         state.log(
             logging.WARNING,

@@ -52,6 +52,9 @@ IDLE_S = 0.25
 INTAKE_TIMEOUT_S = 2.0
 # and gives what is queued this long to be applied.
 CLOSE_TIMEOUT_S = 30.0
+# Then workers ask what became of it (one that waits does so every 50 ms). Who does not hear of it would send what was
+# applied here to the next broker.
+FAREWELL_S = 0.3
 
 Save = Callable[[SaveParameters], None]
 
@@ -146,7 +149,9 @@ class Loop:
             if self._core.has_work:
                 busy_since_drained += self._work(now)
             if self._is_closing and self._core.is_drained:
-                return
+                if self._core.is_known:
+                    return
+                self._ends_at = min(self._ends_at, now + FAREWELL_S)
 
     def close(self) -> None:
         """Close the pipe that wakes the loop; `post` does nothing from then on."""

@@ -42,7 +42,11 @@ class Member:
         self.settled = 0
         self.attempt = 0
         self.missing = False
+        # Whether the current session took numbers over from an earlier incarnation, whose history is lost.
+        self.adopted = False
         self.sent = 0
+        # Highest number that the worker has said it knows to be settled.
+        self.known = 0
         self.cursor: bytes | str | None = None
         # Grants, in bytes (see `grants`).
         self.queued_bytes = 0
@@ -270,6 +274,7 @@ class Members:
         member.origin = parse_session(previous)
         member.attempt = 0
         member.missing = False
+        member.adopted = False
         member.waiting = None
 
     def _is_older(self, previous: str | None, member: Member) -> bool:
@@ -280,7 +285,9 @@ class Members:
         incarnation, counter = session
         if incarnation == self._incarnation:
             return counter < member.counter
-        return member.origin is not None and member.origin[0] == incarnation and counter < member.origin[1]
+        if member.origin is None:
+            return True  # the current process came after the restart, this one is from before
+        return member.origin[0] == incarnation and counter < member.origin[1]
 
 
 def parse_session(session: str | None) -> tuple[str, int] | None:

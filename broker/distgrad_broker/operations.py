@@ -50,15 +50,20 @@ def hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
         raise RequestError("invalid", f"a nonce has 8 to 64 bytes, got {len(nonce)}")
     if state.is_closing:
         raise RequestError("failed", "the broker is shutting down")
+    former = state.members.get(worker)
+    former_session, late = ("", None) if former is None else (former.session, former.waiting)
     member, is_new = state.members.greet(worker, nonce, previous, request.user, generated)
-    # Nothing was kept on disk: what an earlier incarnation settled is known to the worker alone.
-    adopted = is_new and lowest > 1
-    if lowest > member.accepted + 1 and not adopted:
-        raise RequestError(
-            "invalid", f"the window begins at {lowest}, but number {member.accepted + 1} of {worker!r:.80} never came"
-        )
-    if adopted:
+    if late is not None and member.session != former_session:
+        state.fail(late, RequestError("fenced", f"a newer process runs as worker {worker!r:.80}; this one must end"))
+    if lowest > member.accepted + 1:
+        if member.session == former_session:
+            raise RequestError(
+                "invalid", f"the window begins at {lowest}, but number {member.accepted + 1} of {worker!r:.80} never came"
+            )
+        # Nothing was kept on disk: what an earlier incarnation settled is known to the worker alone.
+        intake.drop_queued(state, member, now)
         member.accepted = member.settled = lowest - 1
+        member.adopted = True
     was_silent = state.members.renew(member, now, state.busy_s)
     intake.rebalance(state)
     if is_new or was_silent:
@@ -68,7 +73,8 @@ def hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
         "session": member.session,
         "accepted": member.accepted,
         "settled": member.settled,
-        "adopted": adopted,
+        "queued": member.queued_bytes,
+        "adopted": member.adopted,
         "cursor": member.cursor,
         "gradients": state.settings.gradients,
         "lease_s": state.members.lease_s,
@@ -98,7 +104,7 @@ def heartbeat(state: CoreState, request: RequestReceived, waiter: Waiter, now: f
     is_back = state.members.renew(member, now, state.busy_s)
     if is_back:
         state.log(logging.INFO, "worker is back", worker=member.worker, session=member.session)
-    member.sent = sent
+    member.sent, member.known = sent, settled
     while member.refusals and member.refusals[0][0] <= settled:
         member.refusals.popleft()
     member.waiting = None  # a newer heartbeat replaces one that still waits
@@ -160,12 +166,13 @@ def set_parameters(state: CoreState, request: RequestReceived, waiter: Waiter, n
         size = sum(len(frame) for frame in frames[1:])
         if size != expected:
             raise MalformedMessage(f"parameters of this layout have {expected} bytes, got {size}")
-        state.resize_budget(layout.gradient_bytes)
+        state.check_budget(layout.gradient_bytes)
         arenas = [aligned_empty(arena.size, arena.dtype) for arena in layout.arenas]
         try:
             fill(layout, frames[1:], arenas)
         except GradientRefused as refusal:
             raise MalformedMessage(refusal.message) from refusal
+        state.resize_budget(layout.gradient_bytes)
         state.versions.set(layout, arenas)
         changed = True
     state.generation += 1
@@ -181,7 +188,7 @@ def start(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
     """Let the updater run."""
     changed = not state.is_running
     state.is_running = True
-    state.drain_left = 0
+    intake.end_drain(state)  # whoever waits for a stop is overruled
     if changed:
         state.log(logging.INFO, "updater started", queued=len(state.queue))
         _tell_everybody(state, now)
@@ -191,6 +198,7 @@ def start(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
 def stop(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
     """Stop the updater, after what is accepted now if asked to drain (PROTOCOL 16)."""
     drain: bool = field(request.header, "drain", bool, False)
+    wait_s = min(field(request.header, "wait_s", float, MAX_DRAIN_WAIT_S, low=0), MAX_DRAIN_WAIT_S)
     changed = state.is_running
     state.is_running = False
     if changed:
@@ -203,12 +211,15 @@ def stop(state: CoreState, request: RequestReceived, waiter: Waiter, now: float)
         state.answer(waiter, {"changed": changed, "drained": True})
         return
     waiter.data = changed
-    waiter.deadline = now + MAX_DRAIN_WAIT_S
+    waiter.deadline = now + wait_s
     key = waiter.client or waiter.envelope
+    replaced = state.drains.pop(key, None)
+    if replaced is not None:
+        replaced.is_done = True  # its client has given it up and asks anew
     state.drains[key] = waiter
 
     def give_up(late: Waiter, _: float) -> None:
-        state.drains.pop(key, None)
+        del state.drains[key]
         state.answer(late, {"changed": late.data, "drained": False})
 
     state.wait(waiter, give_up)

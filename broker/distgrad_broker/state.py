@@ -133,6 +133,28 @@ class CoreState:
         Raises
         ------
         RequestError
+            As `check_budget`.
+        """
+        self.grants.resize(*self.check_budget(gradient_payload_bytes))
+
+    def check_budget(self, gradient_payload_bytes: int) -> tuple[int, int]:
+        """Work out the budget for a size of gradients, or refuse that size.
+
+        Parameters
+        ----------
+        gradient_payload_bytes : int
+            Bytes of one gradient's payload.
+
+        Returns
+        -------
+        budget_bytes : int
+            The budget.
+        gradient_bytes : int
+            What one gradient is charged.
+
+        Raises
+        ------
+        RequestError
             ``too_large`` if what the policy must hold does not fit.
         """
         one = charge(gradient_payload_bytes)
@@ -144,7 +166,7 @@ class CoreState:
                 f"the {self.policy.name} policy must hold {self.policy.must_hold} gradient(s), {needed} bytes, but "
                 f"--queue-bytes is {budget}; raise it to at least {needed}",
             )
-        self.grants.resize(budget, one)
+        return budget, one
 
     def log(self, level: int, phrase: str, **fields: Any) -> None:
         """Ask the shell for a line in the log.

@@ -64,7 +64,10 @@ class _AdminGroup(click.Group):
 )  # fmt: skip
 @click.pass_context
 def admin(ctx: click.Context, address: str, keys: Path | None, timeout: float) -> None:
-    """Control the broker at ADDRESS (HOST, HOST:PORT or tcp://HOST:PORT)."""
+    """Control the running broker at ADDRESS.
+
+    ADDRESS is HOST, HOST:PORT or tcp://HOST:PORT, and stands before the command.
+    """
     ctx.obj = ctx.with_resource(Admin(address, keys, timeout))
 
 

@@ -26,8 +26,6 @@ from distgrad.version import __version__
 GROUP = "distgrad.commands"
 
 DONE, REFUSED, USAGE, UNREACHABLE, BUG, INTERRUPTED = 0, 1, 2, 3, 70, 130
-# 128 and the number of SIGPIPE, as a shell reports programs whose reader went away.
-_PIPE_CLOSED = 141
 
 
 class LazyGroup(click.Group):
@@ -119,7 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = distgrad.main(
             None if arguments is None else list(arguments), prog_name="distgrad", standalone_mode=False
         )
-        # Here, so that a reader that went away is noticed here and not while the interpreter ends.
+        # Here, so that a reader that went away is noticed here and not while the interpreter ends. Click ends the
+        # process with the same code if it notices first.
         sys.stdout.flush()
         # With standalone_mode off, click returns the code of --help, --version and ctx.exit().
         return result if isinstance(result, int) else DONE
@@ -132,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         _forget_output()
-        return _PIPE_CLOSED
+        return REFUSED
     except Exception:
         traceback.print_exc()
         print("error: this is a bug in distgrad; please report the lines above", file=sys.stderr)

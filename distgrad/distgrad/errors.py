@@ -15,6 +15,7 @@ Branches say whose fault it is, so that callers catch a branch and read the leaf
     ├── QueueFull                       a bounded queue had no room in time
     ├── PeerError                       what came over the wire is not acceptable
     │   ├── MalformedMessage            cannot be decoded
+    │   │   └── WrongProtocol           of another protocol version
     │   └── GradientRefused             checked and refused whole; parameters untouched
     ├── ControlError                    the broker answered a request with an error
     │   ├── Forbidden                   the key's role does not allow it
@@ -126,6 +127,10 @@ class PeerError(DistgradError):
 
 class MalformedMessage(PeerError):
     """A message cannot be decoded as this protocol's."""
+
+
+class WrongProtocol(MalformedMessage):
+    """A message is of another protocol version; what follows in it cannot be understood."""
 
 
 class GradientRefused(PeerError):

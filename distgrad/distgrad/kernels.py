@@ -34,6 +34,12 @@ _inline = numba.njit(inline="always")
 
 
 @_inline
+def _decayed(p, g, sign, decay):  # type: ignore[no-untyped-def]
+    # Not simply + decay * p: a parameter that is infinite would make the state NaN for ever, by 0 * inf.
+    return sign * g + decay * p if decay != 0 else sign * g
+
+
+@_inline
 def _step(out, p, g, n, word):  # type: ignore[no-untyped-def]
     n0, mask = n[0], word[0]
     bits, worst = g.view(word.dtype), word.dtype.type(0)
@@ -57,7 +63,7 @@ def _decay(out, p, g, n, word):  # type: ignore[no-untyped-def]
 def _momentum(out, p, g, b, n):  # type: ignore[no-untyped-def]
     n0, n1, n2, n3, n4 = n[0], n[1], n[2], n[3], n[4]
     for i in range(g.size):
-        average = n3 * b[i] + n4 * (n0 * g[i] + n2 * p[i])
+        average = n3 * b[i] + n4 * _decayed(p[i], g[i], n0, n2)
         b[i] = average
         out[i] = p[i] - n1 * average
 
@@ -66,7 +72,7 @@ def _momentum(out, p, g, b, n):  # type: ignore[no-untyped-def]
 def _nesterov(out, p, g, b, n):  # type: ignore[no-untyped-def]
     n0, n1, n2, n3, n4 = n[0], n[1], n[2], n[3], n[4]
     for i in range(g.size):
-        d = n0 * g[i] + n2 * p[i]
+        d = _decayed(p[i], g[i], n0, n2)
         average = n3 * b[i] + n4 * d
         b[i] = average
         out[i] = p[i] - n1 * (d + n3 * average)
@@ -76,7 +82,7 @@ def _nesterov(out, p, g, b, n):  # type: ignore[no-untyped-def]
 def _adam(out, p, g, m, v, n):  # type: ignore[no-untyped-def]
     n0, n1, n2, n3, n4, n5, n6, n7, n8 = n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8]
     for i in range(g.size):
-        d = n2 * g[i] + n3 * p[i]
+        d = _decayed(p[i], g[i], n2, n3)
         first = m[i] + n5 * (d - m[i])
         second = n6 * v[i] + n7 * (d * d)
         m[i] = first
@@ -163,6 +169,7 @@ class Compiler:
     def __init__(self, cache: bool = True) -> None:
         self._cache = cache
         self._made: dict[tuple[str, np.dtype[Any]], Kernel] = {}
+        self._checks: dict[np.dtype[Any], Callable[..., int]] = {}
 
     def kernel(self, name: str, dtype: np.dtype[Any]) -> Kernel:
         """Compile a kernel, or fetch it from the cache.
@@ -187,8 +194,10 @@ class Compiler:
             word = types.Array(numba.from_dtype(bits_dtype(dtype)), 1, "C")
             beside, in_place = _ENTRIES[name]
             rest = (read, *[own] * SLOTS[name], own, word)
+            if dtype not in self._checks:
+                self._checks[dtype] = self._compile(_check, (read, word))
             made = Kernel(
-                check=self._compile(_check, (read, word)),
+                check=self._checks[dtype],
                 beside=self._compile(beside, (own, read, *rest)),
                 in_place=self._compile(in_place, (own, *rest)),
                 compiled=True,

@@ -45,8 +45,7 @@ class Arena(NamedTuple):
 class Layout:
     """Paths, shapes and dtypes of all leaves, and where they lie in their arenas.
 
-    Do not construct one directly: use `of` or `from_frame`. A layout never changes; two are equal if
-    their leaves are.
+    Made by `of` or `from_frame`. It never changes; two are equal if their leaves are.
 
     Parameters
     ----------
@@ -388,8 +387,7 @@ class Layout:
         return values
 
     def _hint(self) -> str:
-        names = [repr(leaf.name) for leaf in self.leaves[:4]]
-        return f" ({', '.join(names)}{', …' if len(self.leaves) > 4 else ''})"
+        return f" ({', '.join(repr(leaf.name) for leaf in self.leaves[:4])}{', …' if len(self.leaves) > 4 else ''})"
 
     @staticmethod
     def _checked(leaf: Leaf, value: Any) -> NDArray[Any]:

@@ -277,21 +277,22 @@ class LinkMonitor:
 
 
 def monitor(socket: OwnedSocket, *, only_failures: bool = False) -> LinkMonitor:
-    """Start to notice what happens to the connections of a socket.
+    """Return the monitor of a socket, which is made if there is none yet.
 
-    Call it before anything can happen that matters: earlier events are not told.
+    A monitor tells nothing of what happened before it was made; sockets that connect are made with one.
 
     Parameters
     ----------
     socket : OwnedSocket
         The socket; its `close` closes the monitor too.
     only_failures : bool
-        Tell failed handshakes alone, for a listening socket with many connections that come and go.
+        Tell failed handshakes alone, for a listening socket with many connections that come and go. It has no
+        effect on a monitor that there is.
 
     Returns
     -------
     LinkMonitor
-        The socket's only monitor; a second call returns the first one's.
+        The socket's only monitor.
     """
     if socket._monitor is None:
         socket._monitor = LinkMonitor(socket.raw(), only_failures=only_failures)

@@ -51,7 +51,7 @@ def state_dtype(dtype: DTypeLike) -> np.dtype[Any]:
 
 
 def plain_numbers(sign: float) -> tuple[float, ...]:
-    """Give the constants of ``step`` where there is no rule: the gradient is the step.
+    """Give the constants of ``step`` without a rule: the gradient is the step.
 
     Parameters
     ----------
@@ -135,8 +135,7 @@ class Rule:
         Returns
         -------
         float
-            At most the largest finite number of the type. Where parameters decay, it leaves them as
-            much room again.
+            At most the largest finite number of the type. Decaying parameters have as much room again.
         """
         own = float(np.finfo(dtype).max)
         return min(own, self._limit(own, float(np.finfo(state_dtype(dtype)).max)))
@@ -262,8 +261,8 @@ class SGD(Rule):
         return (sign, self.lr, self.weight_decay) if self.weight_decay else (sign * self.lr,)
 
     def _limit(self, own: float, state: float) -> float:
-        # The buffer of equal gradients tends to g / (1 - momentum), and the step to lr times that.
-        # Half of what then fits, wherever something is added; anything finite where nothing is.
+        # The buffer of equal gradients tends to g / (1 - momentum), and the step to lr times that. Half of
+        # what then fits, wherever something is added; anything finite where nothing is.
         room = (1.0 - self.momentum) * (0.5 if self.momentum or self.weight_decay or self.lr > 1.0 else 1.0)
         return (
             min(state * room, own * room / self.lr) if self.momentum and self.lr else state * room / max(self.lr, 1.0)
@@ -342,12 +341,8 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    lr : float, default 1e-3
-        Learning rate, from 0 to 1e30.
-    beta1, beta2 : float, default 0.9 and 0.999
-        Decay of the two moments; at least 0 and less than 1.
-    eps : float, default 1e-8
-        Added to the denominator; from 1e-30 to 1e30.
+    lr, beta1, beta2, eps : float
+        As for `Adam`.
     weight_decay : float, default 0.01
         From 0 to 1e30; times the learning rate.
 

@@ -33,7 +33,6 @@ __all__ = [
     "control_client",
     "control_server",
     "curve_pair",
-    "curve_public",
     "gradient_client",
     "gradient_server",
     "monitor",
@@ -113,30 +112,6 @@ def curve_pair() -> tuple[bytes, bytes]:
     return zmq.curve_keypair()
 
 
-def curve_public(secret: bytes) -> bytes:
-    """Compute the public key of a secret one.
-
-    Parameters
-    ----------
-    secret : bytes
-        40 characters of Z85.
-
-    Returns
-    -------
-    bytes
-        40 characters of Z85.
-
-    Raises
-    ------
-    ValueError
-        If it is not a key.
-    """
-    try:
-        return zmq.curve_public(secret)
-    except zmq.ZMQError as error:
-        raise ValueError("not a CURVE key") from error
-
-
 def control_server(context: Context, endpoint: str, *, keys: ServerKeys | None = None) -> OwnedSocket:
     """Bind the broker's control channel.
 
@@ -200,7 +175,8 @@ def control_client(context: Context, endpoint: str, *, keys: PeerKeys | None = N
     Returns
     -------
     OwnedSocket
-        A REQ that may send again without having received; replies to earlier requests are then dropped.
+        A REQ that may send again without having received; replies to earlier requests are then dropped. It is
+        monitored: `monitor` tells everything since before it connected.
 
     Raises
     ------
@@ -225,7 +201,7 @@ def gradient_client(context: Context, endpoint: str, *, keys: PeerKeys | None = 
     -------
     OwnedSocket
         A PUSH that takes messages at once, connected or not, and drops what it still has when it is closed:
-        what was not settled is the window's to send again.
+        what was not settled is the window's to send again. It is monitored, as a control client is.
 
     Raises
     ------
@@ -273,6 +249,7 @@ def _bound(socket: zmq.Socket[bytes], endpoint: str, keys: ServerKeys | None) ->
 
 
 def _connected(socket: zmq.Socket[bytes], endpoint: str, keys: PeerKeys | None) -> OwnedSocket:
+    owned = OwnedSocket(socket)
     try:
         address = addresses.parse(endpoint, 0)
         if address.port == 0 or address.host == "*":
@@ -285,14 +262,16 @@ def _connected(socket: zmq.Socket[bytes], endpoint: str, keys: PeerKeys | None) 
             socket.curve_serverkey = keys.broker_public
             socket.curve_publickey = keys.public
             socket.curve_secretkey = keys.secret
+        # Before connecting: a refusal takes less than a millisecond, comes once, and must not be missed.
+        monitor(owned)
         socket.connect(address.endpoint)
     except zmq.ZMQError as error:
-        socket.close(0)
+        owned.close(0)
         raise ConfigError(f"cannot connect to {address.endpoint}: {error.strerror}") from error
     except BaseException:
-        socket.close(0)
+        owned.close(0)
         raise
-    return OwnedSocket(socket)
+    return owned
 
 
 def _host_to_bind(host: str) -> str:

@@ -136,8 +136,8 @@ def _check_apart(layout: Layout, arrays: Sequence[NDArray[Any]]) -> None:
         open_spans = [span for span in open_spans if span[0] > low]
         for _, other in open_spans:
             if _share(arrays[number], arrays[other]):
-                names = layout.leaves[other].name, layout.leaves[number].name
-                raise LayoutError(f"leaves {names[0]!r} and {names[1]!r} share memory", leaf=names[1])
+                first, second = (layout.leaves[index].name for index in sorted((other, number)))
+                raise LayoutError(f"leaves {first!r} and {second!r} share memory", leaf=second)
         open_spans.append((high, number))
 
 

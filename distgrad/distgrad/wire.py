@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from distgrad.errors import MalformedMessage
+from distgrad.errors import MalformedMessage, WrongProtocol
 
 PROTOCOL_VERSION = 1
 MAX_HEADER_BYTES = 64 * 1024
@@ -163,7 +163,9 @@ def unpack(frame: Any) -> dict[str, Any]:
     Raises
     ------
     MalformedMessage
-        If the frame is too long, is not msgpack, holds no map with text keys, or is of another protocol version.
+        If the frame is too long, is not msgpack, or holds no map with text keys.
+    WrongProtocol
+        If it is of another protocol version.
     """
     if len(frame) > MAX_HEADER_BYTES:
         raise MalformedMessage(f"header must be at most {MAX_HEADER_BYTES} bytes, got {len(frame)}")
@@ -177,7 +179,7 @@ def unpack(frame: Any) -> dict[str, Any]:
         raise MalformedMessage(f"header must be a map, got {type(header).__name__}")
     version = header.get("v")
     if version != PROTOCOL_VERSION or type(version) is not int:
-        raise MalformedMessage(f"protocol version must be {PROTOCOL_VERSION}, got {version!r:.40}")
+        raise WrongProtocol(f"protocol version must be {PROTOCOL_VERSION}, got {version!r:.40}")
     return header
 
 

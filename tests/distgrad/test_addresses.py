@@ -65,7 +65,7 @@ def test_every_usual_form_is_read(text: str, endpoint: str) -> None:
     ],
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="."):
+    with pytest.raises(ConfigError):
         parse(text, 7)
 
 

@@ -1,7 +1,7 @@
 """The class's verbs through `Admin`, against a real broker process: one test or more for each row of the table.
 
-The table is that of the in-process class in ``docs/architecture.md``; each test names its row by the original's verb (the last row,
-``destroy``, is with the life of brokers in ``test_admin_and_broker.py``).
+The table is that of the in-process class in ``docs/architecture.md``; each test names its row by the original's verb.
+The last row, ``destroy``, is with the life of brokers in ``test_admin_and_broker.py``.
 """
 
 from __future__ import annotations

@@ -90,8 +90,8 @@ def test_where_nobody_watches_a_line_is_printed_each_second_and_at_the_end() -> 
 
     lines = file.getvalue().splitlines()
     assert [line.split()[0] for line in lines] == ["0", "100", "200", "400"]
-    assert lines[0].split("gradients")[1].split() == ["0/s", "test", "accuracy", "97.5%"]
-    assert lines[1].split("gradients")[1].split() == ["100/s", "loss", "0.500", "test", "accuracy", "97.5%"]
+    assert lines[0].split("gradients")[1].split() == ["0/s", "accuracy", "97.5%"]
+    assert lines[1].split("gradients")[1].split() == ["100/s", "loss", "0.500", "accuracy", "97.5%"]
 
 
 def test_on_a_terminal_one_line_is_redrawn() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,7 +50,7 @@ def test_the_demo_learns_to_read_digits_and_draws_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_demo_that_is_interrupted_leaves_no_process_behind(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    with Process("demo", cwd=tmp_path) as process:
+    with Process("demo", "--workers", "2", cwd=tmp_path) as process:
         address = process.wait_for_line(r"broker at (tcp://\S+),")[1]
         process.wait_for_line("gradients")  # the training has begun
 
@@ -57,3 +59,24 @@ def test_a_demo_that_is_interrupted_leaves_no_process_behind(tmp_path: Path, num
         assert process.wait() == code
     assert not is_listening(address)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody can end a process for one that was killed")
+def test_a_demo_that_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
+    """A process of the demo's is started as the demo does it, in a program that then gets SIGKILL."""
+    code = (
+        "import pathlib, signal; from distgrad_worker.demo import _process\n"
+        "ports = ('--control=127.0.0.1:0', '--gradients=127.0.0.1:0')\n"
+        "with _process('broker', *ports, log=pathlib.Path('log')) as broker:\n"
+        "    print('broker', broker.pid, flush=True)\n"
+        "    signal.pause()"
+    )
+    with Process(cwd=tmp_path, program=(sys.executable, "-c", code)) as process:
+        broker = os.pidfd_open(int(process.wait_for_line(r"broker (\d+)")[1]))
+        try:
+            process.kill()
+
+            ended, _, _ = select.select([broker], [], [], 60)
+        finally:
+            os.close(broker)
+    assert ended

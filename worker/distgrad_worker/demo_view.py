@@ -61,8 +61,7 @@ class ProgressView:
         self._line_due_s = 0.0
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("training"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             TextColumn("{task.fields[text]}"),
             TimeElapsedColumn(),
             console=console,
@@ -92,10 +91,10 @@ class ProgressView:
         self._points.append(point)
         while len(self._points) > 2 and self._points[1].seconds <= point.seconds - _RATE_WINDOW_S:
             del self._points[0]
-        text = f"{point.version:>5,} of {self._total:,} gradients  {rate(self._points):>5,.0f}/s"
+        text = f"{point.version:>5,} of {self._total:,} gradients {rate(self._points):>5,.0f}/s"
         if point.train_loss is not None:
             text += f"  loss {point.train_loss:.3f}"
-        text += f"  test accuracy {point.accuracy:6.1%}"
+        text += f"  accuracy {point.accuracy:5.1%}"
         self._bar.update(self._task, completed=point.version, text=text)
         is_last = point.version >= self._total
         if not self._console.is_terminal and (point.seconds >= self._line_due_s or is_last):

@@ -82,7 +82,6 @@ class Session:
         self._rewind_due = False
         self._futile = 0
         self._futile_after = -1
-        self._refused_through = 0
         self._stalled_since = 0.0
         self._want = 0
         self._waiters: list[int] = []
@@ -217,7 +216,7 @@ class Session:
     @property
     def is_busy(self) -> bool:
         """Whether there is something to hear from the broker soon; else a heartbeat now and then is enough."""
-        return self.phase != OPEN or len(self.window) > 0 or self._want > 0 or self._echo_due
+        return self.phase != OPEN or self.window.settled < self.window.last or self._want > 0 or self._echo_due
 
     @property
     def hurry(self) -> int:
@@ -265,11 +264,11 @@ class Session:
             "session": self._session,
             "attempt": self.attempt,
             "sent": window.sent,
-            # Up to here the refusals are known: hello settles numbers too, but does not tell what was refused.
-            "settled": self._refused_through,
+            "settled": window.settled,
             "grant_seq": self._grant_seq,
             "held": max(self._grant, window.in_flight_bytes),
-            "want": self._want,
+            # What is numbered but not covered by a grant any more goes before a push that waits.
+            "want": window.unsent_charge or self._want,
             "until": self.hurry,
             "fingerprint": None if self.layout is None else self.layout.fingerprint,
             # A new attempt wants to know at once from where to send.
@@ -322,7 +321,7 @@ class Session:
         layout = Layout.from_frame(layout_frame) if layout_frame is not None else None
         if layout is None or self.layout is None or layout.fingerprint != self.layout.fingerprint:
             self.layout = layout
-        accepted, settled = int(header["accepted"]), int(header["settled"])
+        accepted = int(header["accepted"])
         is_first = self._session is None
         session = str(header["session"])
         if not is_first and header["incarnation"] != str(self._session).partition(":")[0]:
@@ -335,8 +334,7 @@ class Session:
             self.attempt += 0 if is_first else 1
             self.must_reopen = self._rewind_due = True
         if is_first:
-            window.settled = window.sent = window.last = accepted
-            self._refused_through = settled
+            window.inherit(int(header["settled"]), accepted, int(header["queued"]))
             self.cursor = header["cursor"]
         self.gradients = str(header["gradients"])
         self.lease_s = float(header["lease_s"])
@@ -344,10 +342,13 @@ class Session:
         self._accepted = accepted
         self._take_grant(header)
         self._take_state(header)
-        window.settle(min(settled, window.last))
+        # What is settled is taken from heartbeats alone: they also tell what was refused, and a flush must not end before
+        # that is known.
         if self._rewind_due:
             window.rewind(accepted)
             self._rewind_due = False
+        if self.layout is not None:
+            window.give_up_payloads(self.layout.fingerprint)
         self.phase = OPEN
         self._stalled_since = now
 
@@ -367,11 +368,10 @@ class Session:
             self._stalled_since = now
         self._accepted = max(self._accepted, accepted)
         for number, reason, leaf, message in header["refused"]:
-            if number > self._refused_through:
-                self._refused_through = number
+            # What a predecessor under this id left in the queue is not for this process to hear of.
+            if number > max(window.settled, window.inherited):
                 self.problems.append(GradientRefused(reason, message, leaf=leaf, number=number))
         window.settle(min(settled, window.last))
-        self._refused_through = max(self._refused_through, window.settled)
         self._take_grant(header)
         self._take_state(header)
         if self.phase == RESUMING and header["attempt"] == self.attempt:
@@ -380,6 +380,8 @@ class Session:
                 return
             window.rewind(accepted)
             self._rewind_due = False
+            if self.layout is not None:
+                window.give_up_payloads(self.layout.fingerprint)
             self.phase = OPEN
             self._stalled_since = now
         elif self.phase == OPEN:
@@ -413,7 +415,8 @@ class Session:
 
     def _on_restart(self, header: Mapping[str, Any]) -> None:
         """Tell the user once what went with the old incarnation (PROTOCOL 6)."""
-        settled = self.window.settled
+        settled = (self.window.lowest or self.window.last + 1) - 1
+        self.window.disown()
         if header["accepted"] < settled and not header["adopted"]:
             lost = HistoryLost(
                 "history_lost",

@@ -2,7 +2,8 @@
 
 ``settled < … <= sent < … <= last``: numbers up to *settled* are done with, those up to *sent* were sent in the
 current attempt, the rest waits for a grant. The bytes in flight (settled < number <= sent) stay within the grant;
-everything kept stays within the window's own limit. Nothing here knows a socket or a clock.
+everything kept stays within the window's own limit. What a former process under the same id left in the broker's
+queue is in flight too, for the grant covers it. Nothing here knows a socket or a clock.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+from distgrad.wire import MIN_CHARGE_BYTES
 
 
 class Entry:
@@ -52,6 +55,9 @@ class Window:
         self.last = 0
         self.kept_bytes = 0
         self.in_flight_bytes = 0
+        # Numbers up to here belong to a former process; until they are settled, its bytes count.
+        self.inherited = 0
+        self._inherited_bytes = 0
         self._entries: deque[Entry] = deque()
 
     def __len__(self) -> int:
@@ -61,6 +67,33 @@ class Window:
     def lowest(self) -> int:
         """Lowest unsettled number, 0 if there is none."""
         return self._entries[0].number if self._entries else 0
+
+    @property
+    def unsent_charge(self) -> int:
+        """What the next gradient to be sent counts for, 0 if all are sent."""
+        return self._entries[self.sent + 1 - self._entries[0].number].charge if self.sent < self.last else 0
+
+    def inherit(self, settled: int, accepted: int, queued_bytes: int) -> None:
+        """Go on where a former process under the same id stopped.
+
+        Parameters
+        ----------
+        settled : int
+            The broker's cumulative settled number.
+        accepted : int
+            The last number that the broker has.
+        queued_bytes : int
+            What lies between the two in the broker's queue.
+        """
+        self.settled = settled
+        self.sent = self.last = self.inherited = accepted
+        self.kept_bytes = self.in_flight_bytes = self._inherited_bytes = queued_bytes
+
+    def disown(self) -> None:
+        """Note that nothing of a former process is in the queue any more."""
+        self.kept_bytes -= self._inherited_bytes
+        self.in_flight_bytes -= self._inherited_bytes
+        self._inherited_bytes = 0
 
     def has_room(self, charge: int, grant: int) -> bool:
         """Tell whether one more gradient can be taken in.
@@ -149,6 +182,8 @@ class Window:
             if entry.number <= self.sent:
                 self.in_flight_bytes -= entry.charge
             count += 1
+        if number >= self.inherited:
+            self.disown()
         self.settled = max(self.settled, number)
         self.sent = max(self.sent, self.settled)
         self.last = max(self.last, self.settled)
@@ -163,4 +198,20 @@ class Window:
             The last number that the broker has.
         """
         self.sent = min(max(accepted, self.settled), self.last)
-        self.in_flight_bytes = sum(entry.charge for entry in self._entries if entry.number <= self.sent)
+        sent = sum(entry.charge for entry in self._entries if entry.number <= self.sent)
+        self.in_flight_bytes = self._inherited_bytes + sent
+
+    def give_up_payloads(self, fingerprint: int) -> None:
+        """Let go of the unsent payloads of any other layout; their numbers are sent without one, to be refused.
+
+        A payload that is larger than the present gradients might never be covered by a grant.
+
+        Parameters
+        ----------
+        fingerprint : int
+            Of the present layout.
+        """
+        for entry in self._entries:
+            if entry.number > self.sent and entry.header["fingerprint"] != fingerprint:
+                self.kept_bytes += MIN_CHARGE_BYTES - entry.charge
+                entry.parts, entry.charge = (), MIN_CHARGE_BYTES

@@ -14,6 +14,7 @@ from distgrad import addresses
 from distgrad.client import ControlClient
 from distgrad.codec import encode
 from distgrad.errors import (
+    BrokerRestarted,
     BrokerUnreachable,
     ConfigError,
     DistgradError,
@@ -193,7 +194,13 @@ class Worker:
         """
         self._check()
         layout, frames = payload(parameters)
-        self._puller.request("set", frames=frames, mutating=True, if_absent=True)
+        while True:
+            try:
+                self._puller.request("set", frames=frames, mutating=True, if_absent=True)
+                break
+            except BrokerRestarted:
+                # The offer is right for the new broker too. The restart is told once, by the session, with what it lost.
+                continue
         snapshot = self._fetch(None, 0.0, None)
         assert snapshot is not None  # without newer_than there is always an answer
         if snapshot.layout.fingerprint != layout.fingerprint:
@@ -371,6 +378,8 @@ class Worker:
         try:
             # What is told here is raised after everything is settled, not instead of settling.
             with self._lock:
+                if self._must_initialize():
+                    self._raise_problem()
                 told = list(self._session.problems)
                 self._session.problems.clear()
             try:
@@ -460,12 +469,17 @@ class Worker:
         if session.ended is not None:
             raise session.ended
 
+    def _must_initialize(self) -> bool:
+        """Tell whether a new broker waits for parameters, which nobody offers before this worker's user is told of it."""
+        session = self._session
+        return session.layout is None and any(isinstance(problem, BrokerRestarted) for problem in session.problems)
+
     def _wait(self, is_done: Any, timeout: float | None = None) -> None:
         """Wait, with the lock held, until something is true or the broker is given up."""
         started = time.monotonic()
         deadline = math.inf if timeout is None else started + timeout
         while not is_done():
-            if self._session.ended is not None or self._driver.failure is not None:
+            if self._session.ended is not None or self._driver.failure is not None or self._must_initialize():
                 self._raise_problem()
             now = time.monotonic()
             if now >= deadline:

@@ -1,0 +1,104 @@
+"""How fast does one worker push 100 MB gradients into a broker, beside a bare PUSH/PULL loop of the same parts?
+
+Ours: `Worker.push` of 25 million float32 to ``distgrad broker`` without an optimizer, then `flush`. The floor: a loop that
+sends the same array in 1 MiB parts, without a copy, as one message, and a loop that applies them with the same kernel on
+as many threads. The floor numbers nothing, keeps nothing, checks nothing, and the sender's array stays as it is.
+"""
+
+from __future__ import annotations
+
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import zmq
+
+from benchmarks import harness
+from distgrad.arrays import aligned_empty
+from distgrad.blocked import sign_mask
+from distgrad.executor import Executor
+from distgrad.sockets import open_context
+from distgrad_worker import Worker
+
+PART = 1 << 20
+DTYPE = np.dtype(np.float32)
+
+
+def worker(connection: Connection, address: str, size: int) -> None:
+    gradient = np.full(size, 1e-3, DTYPE)
+    with Worker(address) as ours:
+        ours.initialize(np.zeros(size, DTYPE))
+
+        def run(count: int) -> None:
+            for _ in range(count):
+                ours.push(gradient)
+            ours.flush()
+
+        harness.take_rounds(connection, run)
+
+
+def floor_receiver(connection: Connection, size: int) -> None:
+    context = open_context()
+    gradients, acknowledge = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    gradients.rcvhwm = 0
+    ports = [socket.bind_to_random_port("tcp://127.0.0.1") for socket in (gradients, acknowledge)]
+    executor = Executor()
+    kernel = executor.kernel("step", DTYPE)
+    ones, word = np.ones(1, DTYPE), sign_mask(DTYPE)
+    parameters, following = aligned_empty(size, DTYPE), aligned_empty(size, DTYPE)
+    parameters[:] = following[:] = 0
+    connection.send(ports)
+    while True:
+        frames: list[Any] = gradients.recv_multipart(copy=False)
+        calls, low = [], 0
+        for frame in frames[1:]:
+            part = np.frombuffer(frame.buffer, DTYPE)
+            high = low + part.size
+            calls.append((following[low:high], parameters[low:high], part, ones, word))
+            low = high
+        executor.run(kernel.beside, calls, split=True)
+        parameters, following = following, parameters
+        if frames[0].bytes == b"last":
+            acknowledge.send(b"")
+
+
+def floor_sender(connection: Connection, size: int, ports: tuple[int, int]) -> None:
+    context = open_context()
+    gradients, acknowledged = context.socket(zmq.PUSH), context.socket(zmq.PULL)
+    gradients.sndhwm = 0
+    gradients.connect(f"tcp://127.0.0.1:{ports[0]}")
+    acknowledged.connect(f"tcp://127.0.0.1:{ports[1]}")
+    gradient = aligned_empty(size, DTYPE)
+    gradient[:] = 1e-3
+    step = PART // DTYPE.itemsize
+    parts = [gradient[low : low + step].data for low in range(0, size, step)]
+
+    def run(count: int) -> None:
+        for left in reversed(range(count)):
+            gradients.send_multipart([b"" if left else b"last", *parts], copy=False)
+        acknowledged.recv()
+
+    harness.take_rounds(connection, run)
+
+
+def measure(*, tiny: bool) -> list[dict[str, Any]]:
+    size = 300_000 if tiny else 25_000_000
+    with harness.Broker() as broker, harness.Child(floor_receiver, size) as receiver:
+        ports = receiver.hear()
+        with (
+            harness.Child(worker, broker.address, size) as ours,
+            harness.Child(floor_sender, size, ports) as floor,
+        ):
+            ours.hear()
+            floor.hear()
+            return [
+                harness.compare(
+                    "push 100 MB",
+                    0.85,
+                    harness.Side(ours, [ours.pid, broker.pid]),
+                    harness.Side(floor, [floor.pid, receiver.pid]),
+                    count=2 if tiny else 8,
+                    rounds=2 if tiny else 15,
+                    floats=size,
+                )
+            ]

@@ -1,8 +1,9 @@
-"""How much memory does the broker need at most, while 4 workers push 100 MB gradients?
+"""Measure the broker's peak memory while 4 workers push 100 MB gradients.
 
-Peak resident memory of ``distgrad broker`` without an optimizer, from its start, through the first parameters (which come over
-the wire) and a pull of every worker, to the last gradient. Promised is three times the parameters (the current version, the next
-one, and one that a reader holds), the queue's bytes, and 150 MB for Python and its libraries. Linux only.
+Peak resident memory of ``distgrad broker`` without an optimizer, from its start, through the first parameters (which
+come over the wire) and pulls of every worker, to the last gradient. Promised is three times the parameters (the current
+version, the next one, and one that a reader holds), the queue's bytes, and 150 MB for Python and its libraries.
+Linux only.
 """
 
 from __future__ import annotations

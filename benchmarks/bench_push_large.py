@@ -1,8 +1,9 @@
-"""How fast does one worker push 100 MB gradients into a broker, beside a bare PUSH/PULL loop of the same parts?
+"""Measure how fast one worker pushes 100 MB gradients, beside a bare PUSH/PULL loop of the same parts.
 
-Ours: `Worker.push` of 25 million float32 to ``distgrad broker`` without an optimizer, then `flush`. The floor: a loop that
-sends the same array in 1 MiB parts, without a copy, as one message, and a loop that applies them with the same kernel on
-as many threads. The floor numbers nothing, keeps nothing, checks nothing, and the sender's array stays as it is.
+Ours: `Worker.push` of 25 million float32 to ``distgrad broker`` without an optimizer, then `flush`. The floor: a loop
+that sends the same array in 1 MiB parts, without a copy, as one message, and a loop that applies them with the same
+kernel on as many threads. The floor numbers nothing, keeps nothing and checks nothing, and never copies the gradient:
+its sender's array must not change while ZeroMQ has it, which only a benchmark can promise.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How many gradients of 1,000 floats does one worker push a second, beside a bare PUSH/PULL loop?
+"""Measure how fast one worker pushes gradients of 1,000 floats, beside a bare PUSH/PULL loop.
 
-Ours: `Worker.push` to ``distgrad broker`` without an optimizer, then `flush`. The floor: a loop that packs the same header
-with msgpack and sends it with the array's bytes, and a loop that unpacks the header and applies the array with the same
-kernel. The floor copies what it sends once (into ZeroMQ), checks nothing and keeps nothing.
+Ours: `Worker.push` to ``distgrad broker`` without an optimizer, then `flush`. The floor: a loop that packs the same
+header with msgpack and sends it with the array, and a loop that unpacks the header and applies the array with the same
+kernel. It knows that each message has two frames, keeps nothing, and checks nothing at all.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def floor_sender(connection: Connection, ports: tuple[int, int]) -> None:
         for number in range(count):
             header = {**HEADER, "number": number, "is_last": number == count - 1}
             gradients.send(msgpack.packb(header), zmq.SNDMORE)
-            gradients.send(gradient)
+            gradients.send(gradient.data)
         acknowledged.recv()
 
     harness.take_rounds(connection, run)

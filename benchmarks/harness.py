@@ -174,7 +174,9 @@ class Side:
         return total
 
 
-def compare(question: str, target: float, ours: Side, floor: Side, *, count: int, rounds: int, **about: Any) -> dict[str, Any]:
+def compare(
+    question: str, target: float, ours: Side, floor: Side, *, count: int, rounds: int, **about: Any
+) -> dict[str, Any]:
     """Take rounds in turns and report the ratio of speeds, floor's time through ours.
 
     Parameters

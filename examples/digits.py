@@ -2,7 +2,7 @@
 
 Start a broker, then this on four processes, from the folder of this file::
 
-    distgrad broker --optimizer adam --lr 0.001
+    distgrad broker --optimizer adam --lr 0.0005
     distgrad worker tcp://127.0.0.1:5556 digits:train --processes 4
 
 or on one process with ``python digits.py tcp://127.0.0.1:5556``. Needs scikit-learn.

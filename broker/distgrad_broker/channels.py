@@ -39,8 +39,9 @@ class GradientChannel:
 
     def __init__(self, socket: OwnedSocket, role_of: RoleOf | None) -> None:
         self.socket = socket
+        # Its owner is checked here, and not again for each message: the channel is made by the thread that reads it.
+        self._raw: Any = socket.raw()
         self._role_of = role_of
-        self._copies = True
 
     def receive(self) -> Gradient | MessageRejected | None:
         """Take one message, if there is one.
@@ -50,46 +51,43 @@ class GradientChannel:
         Gradient, MessageRejected or None
             None if there is nothing to read.
         """
-        socket = self.socket.raw()
+        socket = self._raw
         user: str | None = None
+        # As frames: they know whether more follow, and asking the socket costs as much again as receiving.
         try:
-            if self._role_of is None:
-                header_frame: Any = socket.recv(zmq.DONTWAIT)
-            else:
-                frame = socket.recv(zmq.DONTWAIT, copy=False)
-                header_frame, user = frame.buffer, _user_of(frame)
+            frame = socket.recv(zmq.DONTWAIT, copy=False)
         except zmq.Again:
             return None
         try:
-            if self._role_of is not None and (user is None or self._role_of(user) != "worker"):
-                self._skip(socket)
-                return MessageRejected("forbidden")
-            header = unpack(header_frame)
+            if self._role_of is not None:
+                user = _user_of(frame)
+                if user is None or self._role_of(user) != "worker":
+                    self._skip(socket, frame)
+                    return MessageRejected("forbidden")
+            header = unpack(frame)
         except WrongProtocol:
-            self._skip(socket)
+            self._skip(socket, frame)
             return MessageRejected("protocol")
         except MalformedMessage:
-            self._skip(socket)
+            self._skip(socket, frame)
             return MessageRejected("malformed")
         parts: list[Any] = []
         size = 0
         # All frames of a message have arrived when its first one has, so none of these waits.
-        # A gradient is probably as large as the one before; if not, a copy was made or saved in vain, once.
-        copies = self._copies
-        while socket.getsockopt(zmq.RCVMORE):
-            part: Any = socket.recv() if copies else socket.recv(copy=False).buffer
-            size += len(part)
-            parts.append(part)
-        self._copies = size < COPY_BELOW_BYTES
+        while frame.more:
+            frame = socket.recv(copy=False)
+            length = len(frame)
+            parts.append(frame.buffer if length >= COPY_BELOW_BYTES else frame.bytes)
+            size += length
         try:
             return parse_gradient(header, parts, size, user)
         except MalformedMessage:
             return MessageRejected("malformed")
 
     @staticmethod
-    def _skip(socket: zmq.Socket[bytes]) -> None:
-        while socket.getsockopt(zmq.RCVMORE):
-            socket.recv(copy=False)
+    def _skip(socket: zmq.Socket[bytes], frame: Any) -> None:
+        while frame.more:
+            frame = socket.recv(copy=False)
 
 
 class ControlChannel:

@@ -178,8 +178,8 @@ class Loop:
             if isinstance(event, ShutdownAsked):
                 if self._is_closing:
                     continue
-                # What has already arrived belongs to what is drained; then nothing more is read. A peer that never stops
-                # sending must not hold this up; what grants allow is read in a fraction of the time.
+                # What has already arrived belongs to what is drained; then nothing more is accepted. A peer that never
+                # stops sending must not hold this up; what grants allow is read in a fraction of the time.
                 while not self._read_gradients(now) and time.monotonic() < now + INTAKE_TIMEOUT_S:
                     pass
                 self._is_closing = True

@@ -271,10 +271,12 @@ class Members:
         member.counter = self._counter
         member.session = f"{self._incarnation}:{self._counter}"
         member.nonce = nonce
-        member.origin = parse_session(previous)
+        origin = parse_session(previous)
+        member.origin = origin if origin is not None and origin[0] != self._incarnation else None
         member.attempt = 0
         member.missing = False
         member.adopted = False
+        member.refusals.clear()  # of another process's gradients
         member.waiting = None
 
     def _is_older(self, previous: str | None, member: Member) -> bool:

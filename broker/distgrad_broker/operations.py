@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from itertools import islice
 from typing import NamedTuple
 
 from distgrad.codec import fill
@@ -22,6 +23,8 @@ from distgrad_broker.state import CoreState, Waiter
 
 MAX_HEARTBEAT_WAIT_S = 0.05
 MAX_DRAIN_WAIT_S = 5.0
+# Each takes up to 1.5 KB of the 64 KiB of a header: an id may have 128 characters of 4 bytes.
+WORKERS_A_REPLY = 32
 # Long enough for the replies and for those who ask once more to be told.
 DESTROY_LINGER_S = 5.0
 
@@ -55,15 +58,14 @@ def hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
     member, is_new = state.members.greet(worker, nonce, previous, request.user, generated)
     if late is not None and member.session != former_session:
         state.fail(late, RequestError("fenced", f"a newer process runs as worker {worker!r:.80}; this one must end"))
-    if lowest > member.accepted + 1:
-        if member.session == former_session:
-            raise RequestError(
-                "invalid", f"the window begins at {lowest}, but number {member.accepted + 1} of {worker!r:.80} never came"
-            )
-        # Nothing was kept on disk: what an earlier incarnation settled is known to the worker alone.
-        intake.drop_queued(state, member, now)
-        member.accepted = member.settled = lowest - 1
-        member.adopted = True
+    if member.session != former_session and (lowest > member.accepted + 1 or (lowest and member.origin is not None)):
+        # Nothing was kept on disk: what an earlier incarnation settled is known to the worker alone. What came before it
+        # under its id since the restart can only be from a process that it had superseded.
+        _adopt(state, member, lowest - 1, now)
+    elif lowest > member.accepted + 1:
+        raise RequestError(
+            "invalid", f"the window begins at {lowest}, but number {member.accepted + 1} of {worker!r:.80} never came"
+        )
     was_silent = state.members.renew(member, now, state.busy_s)
     intake.rebalance(state)
     if is_new or was_silent:
@@ -258,8 +260,11 @@ def status(state: CoreState, request: RequestReceived, waiter: Waiter, now: floa
 
 
 def workers(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
-    """Tell of every worker that is known."""
-    state.answer(waiter, {"workers": [member.describe(now) for member in state.members]})
+    """Tell of every worker that is known, so many at a time that a header holds them."""
+    first: int = field(request.header, "first", int, 0, low=0)
+    last = first + WORKERS_A_REPLY
+    told = [member.describe(now) for member in islice(state.members, first, last)]
+    state.answer(waiter, {"workers": told, "next": last if last < len(state.members) else None})
 
 
 def save(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
@@ -325,6 +330,14 @@ OPERATIONS: dict[str, Operation] = {
     "save": Operation(frozenset({ADMIN}), True, save),
     "destroy": Operation(frozenset({ADMIN}), True, destroy),
 }
+
+
+def _adopt(state: CoreState, member: Member, settled: int, now: float) -> None:
+    """Go on with the numbers of a process that knew an earlier incarnation (PROTOCOL 6)."""
+    if settled != member.accepted:
+        intake.drop_queued(state, member, now)
+        member.accepted = member.settled = settled
+        member.adopted = True
 
 
 def _member_of(state: CoreState, request: RequestReceived) -> Member:

@@ -28,11 +28,13 @@ QUIET_S = 2.0
 class Hold:
     """Somebody's claim on one version: a reader's between two ranges, or the file thread's."""
 
-    __slots__ = ("last_used", "layout", "parts", "parts_read", "storage", "token", "version")
+    __slots__ = ("generation", "last_used", "parts", "parts_read", "storage", "token", "version")
 
-    def __init__(self, token: str, layout: Layout, storage: Storage, version: int, now: float) -> None:
+    def __init__(
+        self, token: str, generation: int, layout: Layout, storage: Storage, version: int, now: float
+    ) -> None:
         self.token = token
-        self.layout = layout
+        self.generation = generation
         self.storage = storage
         self.version = version
         self.parts = encode(layout, storage.arenas, trained_only=False)
@@ -54,6 +56,8 @@ class Versions:
         self._spare: Storage | None = None
         self._holds: dict[str, Hold] = {}
         self._tokens_issued = 0
+        # How often the parameters were replaced.
+        self._generation = 0
         self._pinned: set[str] = set()
         self.revoked = 0
 
@@ -118,7 +122,7 @@ class Versions:
         self._drop_readers()
         self.holder.clear()
 
-    def open(self, now: float) -> tuple[str | None, Sequence[memoryview], int]:
+    def open(self, now: float) -> tuple[str | None, Sequence[bytes | memoryview], int]:
         """Begin to read the current version.
 
         Parameters
@@ -130,7 +134,7 @@ class Versions:
         -------
         token : str or None
             For `read`; None if all parts are here.
-        parts : sequence of memoryview
+        parts : sequence of bytes or memoryview
             The first parts; valid until the next update.
         n_parts : int
             How many there are in all.
@@ -143,7 +147,7 @@ class Versions:
         hold.parts_read = RANGE_PARTS
         return hold.token, hold.parts[:RANGE_PARTS], n_parts
 
-    def read(self, token: str, first: int, now: float) -> tuple[Sequence[memoryview], int] | None:
+    def read(self, token: str, first: int, now: float) -> tuple[Sequence[bytes | memoryview], int] | None:
         """Read on in a held version.
 
         Parameters
@@ -203,7 +207,8 @@ class Versions:
         hold = self._holds.pop(token, None)
         if hold is None or self._is_read(hold.storage) or hold.storage is self.holder.storage:
             return
-        if self._spare is None and hold.layout is self.holder.layout:
+        # A buffer of parameters that were replaced shares their integers, even if the layout is the same.
+        if self._spare is None and hold.generation == self._generation:
             self._spare = hold.storage
 
     def expire(self, now: float) -> None:
@@ -226,7 +231,7 @@ class Versions:
 
     def _hold(self, layout: Layout, storage: Storage, now: float) -> Hold:
         self._tokens_issued += 1
-        hold = Hold(f"s{self._tokens_issued}", layout, storage, self.holder.version, now)
+        hold = Hold(f"s{self._tokens_issued}", self._generation, layout, storage, self.holder.version, now)
         self._holds[hold.token] = hold
         return hold
 
@@ -255,17 +260,19 @@ class Versions:
         newest = max(hold.last_used for hold in self._holds.values())
 
         def worth(storage: Storage) -> tuple[bool, int]:
-            readers = [hold for hold in self._holds.values() if hold.storage is storage]
+            # Who has read everything is kept only in case its last range was lost on its way.
+            readers = [h for h in self._holds.values() if h.storage is storage and h.parts_read < len(h.parts)]
             is_active = any(newest - hold.last_used <= QUIET_S for hold in readers)
-            return is_active, max(hold.parts_read for hold in readers)
+            return is_active, max((hold.parts_read for hold in readers), default=0)
 
         victim = min(revocable, key=worth)
         for token in [token for token, hold in self._holds.items() if hold.storage is victim]:
-            del self._holds[token]
-            self.revoked += 1
+            hold = self._holds.pop(token)
+            self.revoked += hold.parts_read < len(hold.parts)
         return victim
 
     def _drop_readers(self) -> None:
         self._spare = None
+        self._generation += 1
         for token in [token for token in self._holds if token not in self._pinned]:
             del self._holds[token]

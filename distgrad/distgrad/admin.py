@@ -262,7 +262,15 @@ class Admin:
             One for each, alive or not.
         """
         self._check_alive()
-        return [dict(worker) for worker in self._client.request("workers").header.get("workers", ())]
+        workers: list[dict[str, Any]] = []
+        first = 0
+        while True:  # a reply holds a part of them
+            header = self._client.request("workers", first=first).header
+            workers += [dict(worker) for worker in header.get("workers", ())]
+            following = header.get("next")
+            if type(following) is not int or following <= first:
+                return workers
+            first = following
 
     def save(self) -> str:
         """Have the broker write its parameters where it was told to.

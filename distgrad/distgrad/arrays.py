@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ TRAINABLE = ("float16", "float32", "float64")
 """Dtypes that an update changes, in the order of their arenas."""
 DTYPES = (*TRAINABLE, "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 """Every dtype that is carried, in the order of the arenas."""
+
+SMALL_BYTES = 64 * 1024
+"""Up to here a call costs more than the copying that it does."""
 
 _ALIGNMENT, _PAGE, _LARGE_BYTES = 64, 4096, 1 << 20
 _CARRIED = {dtype: dtype for dtype in map(np.dtype, DTYPES)}  # longlong and int64 are equal, but two objects
@@ -55,6 +59,29 @@ def aligned_empty(size: int, dtype: DTypeLike) -> NDArray[Any]:
     raw = np.empty(n_bytes + alignment, np.uint8)
     start = -raw.__array_interface__["data"][0] % alignment
     return raw[start : start + n_bytes].view(dtype)
+
+
+def joined_as_is(values: Sequence[Any], leaves: Sequence[tuple[Any, ...]]) -> NDArray[Any] | None:
+    """Copy leaves of one dtype behind each other by one call, if each is just as it should be.
+
+    Parameters
+    ----------
+    values : sequence of object
+        What a caller gave for each leaf.
+    leaves : sequence of tuple
+        Name, shape, dtype and more of each.
+
+    Returns
+    -------
+    ndarray or None
+        A new 1-D array; ``None`` if a value is anything but an array of its leaf's shape and dtype.
+    """
+    pieces = []
+    for leaf, value in zip(leaves, values, strict=True):
+        if type(value) is not np.ndarray or value.dtype is not leaf[2] or value.shape != leaf[1]:
+            return None
+        pieces.append(value.ravel())
+    return np.concatenate(pieces)
 
 
 def as_array(value: Any, name: str) -> NDArray[Any]:

@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from distgrad.arrays import SMALL_BYTES
 from distgrad.errors import GradientRefused
 from distgrad.layout import Layout
 from distgrad.wire import PART_BYTES, RAW
 
 
-def encode(layout: Layout, arenas: Sequence[np.ndarray[Any, Any]], *, trained_only: bool = True) -> list[memoryview]:
-    """Cut arenas into parts, without a copy.
+def encode(
+    layout: Layout, arenas: Sequence[np.ndarray[Any, Any]], *, trained_only: bool = True
+) -> list[bytes | memoryview]:
+    """Cut arenas into parts, without a copy of what is large.
 
     Parameters
     ----------
@@ -30,11 +33,21 @@ def encode(layout: Layout, arenas: Sequence[np.ndarray[Any, Any]], *, trained_on
 
     Returns
     -------
-    list of memoryview
-        Views of the arenas of at most 1 MiB each; they keep the arenas alive and follow later changes to them.
+    list of bytes or memoryview
+        At most 1 MiB each. Views keep the arenas alive and follow later changes to them; a small arena is copied.
     """
     n_arenas = layout.n_trainable_arenas if trained_only else len(layout.arenas)
-    return [arenas[arena][start:stop].data.cast("B") for arena, start, stop in layout.parts(n_arenas, PART_BYTES)]
+    # As `Layout.parts` cuts, but in bytes: slicing a memoryview is cheap. What is small is copied: a view costs as much,
+    # and the garbage collector would have to trace each of the thousands that may wait in a window.
+    parts: list[bytes | memoryview] = []
+    for arena in arenas[:n_arenas]:
+        if arena.nbytes <= SMALL_BYTES:
+            if arena.size:
+                parts.append(arena.tobytes())
+        else:
+            data = arena.data.cast("B")
+            parts += [data[start : start + PART_BYTES] for start in range(0, data.nbytes, PART_BYTES)]
+    return parts
 
 
 def decode(layout: Layout, encoding: str, parts: Sequence[Any], size: int) -> list[np.ndarray[Any, Any]]:
@@ -91,7 +104,8 @@ def _array(part: Any, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         array = np.frombuffer(part, dtype)
     except ValueError as error:
         raise GradientRefused("malformed", f"a part of {len(part)} bytes cuts an element of {dtype}") from error
-    return array if array.flags.aligned else array.copy()
+    # Bytes are aligned by Python; only pieces of a receive buffer may not be.
+    return array if type(part) is bytes or array.flags.aligned else array.copy()
 
 
 def fill(layout: Layout, parts: Sequence[Any], arenas: Sequence[np.ndarray[Any, Any]], first: int = 0) -> int:

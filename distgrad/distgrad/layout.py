@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import layout_frame, nests
-from .arrays import DTYPES, TRAINABLE, aligned_empty, as_array, carried_dtype
+from .arrays import DTYPES, SMALL_BYTES, TRAINABLE, aligned_empty, as_array, carried_dtype, joined_as_is
 from .errors import LayoutError
 from .layout_frame import MAX_FRAME_BYTES, Spec
 from .nests import Nest, Structure
@@ -247,6 +247,9 @@ class Layout:
             be written in part.
         """
         values = self._gather(nest)
+        is_simple = self.n_trainable_arenas == len(self.arenas) == 1 and self.gradient_bytes <= SMALL_BYTES
+        if is_simple and out is None and (joined := joined_as_is(values, self.leaves)) is not None:
+            return [joined]
         arenas = self.new_gradient() if out is None else list(out)
         for leaf, value in zip(self.leaves, values, strict=True):
             if leaf.arena >= self.n_trainable_arenas:
@@ -331,10 +334,8 @@ class Layout:
             The leaf that holds the element.
         """
         if self._offsets is None:
-            grouped: list[list[Leaf]] = [[] for _ in self.arenas]
-            for leaf in self.leaves:
-                if leaf.size:
-                    grouped[leaf.arena].append(leaf)
+            numbers = range(len(self.arenas))
+            grouped = [[leaf for leaf in self.leaves if leaf.arena == number and leaf.size] for number in numbers]
             self._offsets = [([leaf.offset for leaf in group], group) for group in grouped]
         offsets, group = self._offsets[arena]
         return group[bisect_right(offsets, index) - 1]

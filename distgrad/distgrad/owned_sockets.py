@@ -5,8 +5,9 @@ What the two classes guard against was measured on pyzmq 27.3 / libzmq 4.3.5:
 - A socket used by two threads interleaves messages silently, and one used after ``fork`` "sends" into nothing:
   hence `OwnedSocket`.
 - A monitor at its default mark of 1000 events blocks ZeroMQ's I/O thread, and with it every connection, once 2000
-  events wait; and a monitored socket that is closed before its monitor is switched off goes on reconnecting for
-  ever: hence `LinkMonitor`, which has no mark and which `OwnedSocket.close` switches off first.
+  events wait: hence `LinkMonitor`, which has no mark and asks for few events.
+- A socket whose every event is monitored goes on reconnecting for ever if it is closed before its monitor is switched
+  off: hence the order in `OwnedSocket.close`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Link(enum.StrEnum):
     REFUSED = "refused"
     """The broker does not accept the key. The socket does not try again: make another."""
     NO_KEYS = "no_keys"
-    """One side has keys and the other has none. A client's socket does not try again."""
+    """One side has keys and the other has none. A client's socket does not try again, and what it takes is lost."""
     OTHER_KEYS = "other_keys"
     """Seen by a broker: the client means a broker with another key."""
     UNFINISHED = "unfinished"

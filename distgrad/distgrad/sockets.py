@@ -4,8 +4,8 @@ Every socket of distgrad is made here, so every option is set on purpose. What t
 measured on pyzmq 27.3 / libzmq 4.3.5:
 
 - The default linger never gives up, and ends ``term`` in a hang: hence a linger on every socket.
-- After a refused handshake (unknown key, or keys on one side only) ZeroMQ never reconnects, and a send would wait
-  for ever: hence no send waits at all.
+- After a refused handshake (unknown key, or keys on one side only) ZeroMQ never reconnects, and a send waits for
+  ever or goes nowhere: hence no send waits at all, and whoever connects can ask the socket's `monitor`.
 - ZMTP heartbeats lose gradients without any fault (a PULL under back-pressure is taken for dead): none are used.
 - With IPv6 on, a name is tried at its IPv6 address alone, even if only IPv4 answers there: hence `_wants_ipv6`.
 """

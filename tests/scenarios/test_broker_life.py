@@ -7,7 +7,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +87,7 @@ def test_missing_and_unreadable_files_end_in_one_line_and_exit_code_2(tmp_path: 
     (keys.folder / "broker.key").chmod(0o644)
     for arguments, words in (
         (("--config", tmp_path / "none.toml"), ["cannot read", "none.toml", "No such file"]),
-        (("--load", tmp_path / "none.safetensors"), ["none.safetensors", "No such file"]),
+        (("--load", tmp_path / "none.safetensors"), ["none.safetensors", "no such file"]),
         (("--load", garbage), ["garbage.safetensors"]),
         (("--load", tmp_path / "weights.pickle"), ["weights.pickle", ".safetensors"]),
         (("--save", tmp_path / "weights.txt"), ["weights.txt", ".safetensors"]),
@@ -128,7 +128,7 @@ def test_check_config_prints_every_setting_with_its_origin_and_starts_nothing(tm
 
 @pytest.mark.parametrize("end", [Process.terminate, Process.interrupt])
 def test_a_signal_drains_the_queue_saves_the_parameters_and_ends_with_0(
-    tmp_path: Path, end: type[Process.terminate]
+    tmp_path: Path, end: Callable[[Process], None]
 ) -> None:
     start, saved = tmp_path / "start.npz", tmp_path / "end.safetensors"
     write(start, ZEROS)
@@ -185,75 +185,87 @@ def test_the_log_is_json_where_asked_for_and_the_printed_line_stays_as_it_is() -
 
 
 def test_mode_and_learning_rate_change_while_gradients_are_applied() -> None:
-    with Broker(optimizer=SGD(lr=1.0), parameters=ZEROS) as broker:
-        with Admin(broker.address) as admin, Worker(broker.address) as worker:
-            expected = 0.0
-            for mode, lr in (("descent", 1.0), ("ASCENT", 1.0), (None, 0.5), ("descent", 0.25)):
-                in_force = admin.set_parameters(mode, lr=lr)
-                assert in_force["lr"] == lr
-                for _ in range(20):
-                    worker.push(ONES)
-                worker.flush()
-                expected += 20 * lr * (-1 if in_force["mode"] == "descent" else 1)
-                assert worker.pull().parameters["w"].tolist() == [expected] * 100
+    with (
+        Broker(optimizer=SGD(lr=1.0), parameters=ZEROS) as broker,
+        Admin(broker.address) as admin,
+        Worker(broker.address) as worker,
+    ):
+        expected = 0.0
+        for mode, lr in (("descent", 1.0), ("ASCENT", 1.0), (None, 0.5), ("descent", 0.25)):
+            in_force = admin.set_parameters(mode, lr=lr)
+            assert in_force["lr"] == lr
+            for _ in range(20):
+                worker.push(ONES)
+            worker.flush()
+            expected += 20 * lr * (-1 if in_force["mode"] == "descent" else 1)
+            assert worker.pull().parameters["w"].tolist() == [expected] * 100
 
-            with pytest.raises(InvalidMode):
-                admin.set_parameters("sideways")
-            with pytest.raises(ConfigError, match="lr"):
-                admin.set_parameters("ascent", lr=-1)
-            with pytest.raises(ConfigError, match="colour"):
-                admin.set_parameters(colour=1)
-            assert admin.status()["mode"] == "descent"
-            assert admin.status()["optimizer"]["lr"] == 0.25
+        with pytest.raises(InvalidMode):
+            admin.set_parameters("sideways")
+        with pytest.raises(ConfigError, match="lr"):
+            admin.set_parameters("ascent", lr=-1)
+        with pytest.raises(ConfigError, match="colour"):
+            admin.set_parameters(colour=1)
+        assert admin.status()["mode"] == "descent"
+        assert admin.status()["optimizer"]["lr"] == 0.25
 
 
 def test_clear_drops_what_is_queued_and_its_worker_is_done_with_it() -> None:
-    with Broker(parameters=ZEROS, stopped=True) as broker:
-        with Admin(broker.address) as admin, Worker(broker.address) as worker:
-            for _ in range(10):
-                worker.push(ONES)
-            while admin.status()["queued"] < 10:
-                pass
-            assert admin.clear_gradients() == 10
-            worker.flush(timeout=30)
-            admin.start()
+    with (
+        Broker(parameters=ZEROS, stopped=True) as broker,
+        Admin(broker.address) as admin,
+        Worker(broker.address) as worker,
+    ):
+        for _ in range(10):
             worker.push(ONES)
-            worker.flush(timeout=30)
-            assert worker.pull().version == 1
-            assert admin.status()["cleared"] == 10
+        while admin.status()["queued"] < 10:
+            pass
+        assert admin.clear_gradients() == 10
+        worker.flush(timeout=30)
+        admin.start()
+        worker.push(ONES)
+        worker.flush(timeout=30)
+        assert worker.pull().version == 1
+        assert admin.status()["cleared"] == 10
 
 
 def test_parameters_replaced_while_workers_push_refuse_what_no_longer_fits() -> None:
-    with Broker(parameters=ZEROS, stopped=True) as broker:
-        with Admin(broker.address) as admin, Worker(broker.address) as worker:
-            for _ in range(3):
-                worker.push(ONES)
-            while admin.status()["queued"] < 3:
-                pass
-            admin.set_model_parameters({"v": np.zeros(5)})
-            admin.start()
-            for _ in range(3):
-                with pytest.raises(Exception, match="layout"):
-                    worker.flush(timeout=30)
-            worker.flush(timeout=30)
-            worker.push({"v": np.ones(5)})
-            worker.flush(timeout=30)
-            assert worker.pull().parameters["v"].tolist() == [-1] * 5
-            assert admin.status()["refused"] == {"layout": 3}
+    with (
+        Broker(parameters=ZEROS, stopped=True) as broker,
+        Admin(broker.address) as admin,
+        Worker(broker.address) as worker,
+    ):
+        for _ in range(3):
+            worker.push(ONES)
+        while admin.status()["queued"] < 3:
+            pass
+        admin.set_model_parameters({"v": np.zeros(5)})
+        admin.start()
+        for _ in range(3):
+            with pytest.raises(Exception, match="layout"):
+                worker.flush(timeout=30)
+        worker.flush(timeout=30)
+        worker.push({"v": np.ones(5)})
+        worker.flush(timeout=30)
+        assert worker.pull().parameters["v"].tolist() == [-1] * 5
+        assert admin.status()["refused"] == {"layout": 3}
 
 
 def test_a_draining_stop_waits_for_the_queue_and_returns() -> None:
-    with Broker(parameters={"w": np.zeros(200_000)}) as broker:
-        with Admin(broker.address) as admin, Worker(broker.address) as worker:
-            sender = threading.Thread(target=lambda: [worker.push({"w": np.ones(200_000)}) for _ in range(100)])
-            sender.start()
-            while admin.status()["version"] < 5:
-                pass
-            assert admin.stop(drain=True)
-            assert not admin.stop()
-            version = admin.status()["version"]
-            assert worker.pull().version == version
-            assert admin.start()
-            sender.join()
-            worker.flush()
-            assert worker.pull().version == 100
+    with (
+        Broker(parameters={"w": np.zeros(200_000)}) as broker,
+        Admin(broker.address) as admin,
+        Worker(broker.address) as worker,
+    ):
+        sender = threading.Thread(target=lambda: [worker.push({"w": np.ones(200_000)}) for _ in range(100)])
+        sender.start()
+        while admin.status()["version"] < 5:
+            pass
+        assert admin.stop(drain=True)
+        assert not admin.stop()
+        version = admin.status()["version"]
+        assert worker.pull().version == version
+        assert admin.start()
+        sender.join()
+        worker.flush()
+        assert worker.pull().version == 100

@@ -58,8 +58,10 @@ class Stage(NamedTuple):
     gradients: str
 
     def status(self) -> dict[str, Any]:
-        command = [*self.hosts.broker, *DISTGRAD, "admin", self.address, "--keys", self.keys.admin, "status", "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=clean_environment(), check=False)
+        key = str(self.keys.admin)
+        command = [*self.hosts.broker, *DISTGRAD, "admin", self.address, "--keys", key, "status", "--json"]
+        environment = clean_environment()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
         assert done.returncode == 0, done.stderr
         return dict(json.loads(done.stdout))
 
@@ -109,9 +111,11 @@ def test_workers_on_another_host_train_and_strangers_get_nothing(stage: Stage, t
         assert pusher.wait() == 0, pusher.output()
 
     status = stage.status_when(
-        lambda status: {"no_key", "other_broker", "forbidden"} <= status["rejected"].keys()
-        # One hello of the reader, and what the admin's key pushed.
-        and status["rejected"]["forbidden"] == 1 + PUSHED
+        lambda status: (
+            {"no_key", "other_broker", "forbidden"} <= status["rejected"].keys()
+            # One hello of the reader, and what the admin's key pushed.
+            and status["rejected"]["forbidden"] == 1 + PUSHED
+        )
     )
     assert status["version"] == 40
     assert status["workers"] == 2

@@ -185,7 +185,7 @@ class Protocol(RuleBasedStateMachine):
 
 
 QUICK = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
 THOROUGH = settings(QUICK, max_examples=5_000, stateful_step_count=60, derandomize=False)
 

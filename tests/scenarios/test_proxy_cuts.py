@@ -16,9 +16,9 @@ WORKERS = 8
 GRADIENTS = 1000
 FLOATS = 10_000
 # Each worker's gradients are 40 MB, so a connection for each of at most 1.6 MB means 25 cuts or more.
-GRADIENT_BUDGET = (400_000, 1_600_000)
+GRADIENT_BUDGET = (900_000, 1_600_000)
 # Some let a few heartbeats through, some let parameters (40 kB) through as well.
-CONTROL_BUDGET = (3_000, 300_000)
+CONTROL_BUDGET = (2_000, 200_000)
 
 PUSHER = f"""
 import sys
@@ -31,7 +31,7 @@ with Worker(control, worker_id=f"worker-{{seed}}", gradients=gradients, timeout=
     worker.initialize({{"w": np.zeros({FLOATS}, np.float32)}})
     for step in range({GRADIENTS}):
         worker.push({{"w": chance.integers(-3, 4, {FLOATS}).astype(np.float32)}})
-        if step % 200 == 100:
+        if step in (300, 600):
             worker.pull()
     worker.flush(timeout=100)
     print("flushed", worker.settled)

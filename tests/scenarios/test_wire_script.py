@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -16,7 +17,7 @@ def test_a_short_script_with_zmq_and_msgpack_alone_controls_the_broker_and_pushe
     with Broker() as broker, zmq.Context() as context, context.socket(zmq.REQ) as control:
         control.connect(broker.address)
 
-        def ask(op, *frames, **keys):  # type: ignore[no-untyped-def]  # a script has none
+        def ask(op: str, *frames: bytes, **keys: Any) -> Any:
             control.send_multipart([msgpack.packb({"v": 1, "op": op, **keys}), *frames])
             header, *raw = control.recv_multipart()
             reply = msgpack.unpackb(header)

@@ -15,6 +15,7 @@ from distgrad import Admin
 from distgrad.errors import BrokerUnreachable, ConfigError, ControlError, Fenced, NoParameters
 from distgrad_broker import Broker
 from distgrad_worker import Worker
+from distgrad_worker.snapshot import Snapshot
 from support.ports import free_port
 from support.processes import Process
 
@@ -178,7 +179,8 @@ def test_pulls_of_a_large_model_are_whole_versions_while_updates_go_on() -> None
 
         sender = threading.Thread(target=push)
         sender.start()
-        snapshot, versions = None, []
+        snapshot: Snapshot | None = None
+        versions: list[int] = []
         while len(versions) < 10:
             snapshot = puller.pull(newer_than=snapshot, out=snapshot)
             versions.append(snapshot.version)
@@ -241,16 +243,19 @@ except KeyboardInterrupt:
     os._exit(5)
 """
     queue_bytes = 10 * GRADIENT_BYTES + 1
-    with Broker(parameters=ZEROS, queue_bytes=queue_bytes, stopped=True) as broker, Admin(broker.address) as admin:
-        with script(broker, body) as process:
-            process.wait_for_line("^calling$")
-            wait_until(lambda: is_blocked(admin.status()))
+    with (
+        Broker(parameters=ZEROS, queue_bytes=queue_bytes, stopped=True) as broker,
+        Admin(broker.address) as admin,
+        script(broker, body) as process,
+    ):
+        process.wait_for_line("^calling$")
+        wait_until(lambda: is_blocked(admin.status()))
 
-            process.interrupt()
+        process.interrupt()
 
-            # A second is promised; this machine may be busy.
-            process.wait_for_line("^interrupted$", timeout=5)
-            assert process.wait() == 5
+        # A second is promised; this machine may be busy.
+        process.wait_for_line("^interrupted$", timeout=5)
+        assert process.wait() == 5
 
 
 def test_ctrl_c_in_a_with_block_ends_the_program_though_gradients_are_unsettled() -> None:
@@ -260,16 +265,19 @@ with worker:
     worker.push(gradient)
     worker.flush()
 """
-    with Broker(parameters=ZEROS, stopped=True) as broker, Admin(broker.address) as admin:
-        with script(broker, body) as process:
-            process.wait_for_line("^calling$")
-            wait_until(lambda: admin.status()["queued"] == 1)
+    with (
+        Broker(parameters=ZEROS, stopped=True) as broker,
+        Admin(broker.address) as admin,
+        script(broker, body) as process,
+    ):
+        process.wait_for_line("^calling$")
+        wait_until(lambda: admin.status()["queued"] == 1)
 
-            process.interrupt()
+        process.interrupt()
 
-            process.wait_for_line("^KeyboardInterrupt$", timeout=10)
-            process.wait_for_line("closing the worker failed as well: 1 gradient", timeout=10)
-            assert process.wait() == -2
+        process.wait_for_line("^KeyboardInterrupt$", timeout=10)
+        process.wait_for_line("closing the worker failed as well: 1 gradient", timeout=10)
+        assert process.wait() == -2
 
 
 def test_a_worker_killed_and_started_again_goes_on_behind_its_cursor(broker: Broker, admin: Admin) -> None:
@@ -308,9 +316,13 @@ def test_a_process_whose_id_was_taken_over_is_fenced_and_changes_nothing(broker:
 
     with Worker(broker.address, worker_id="one") as successor:
         assert successor.settled == 1
-        with pytest.raises(Fenced, match="newer process"):
+
+        def push_until_fenced() -> None:
             while True:
                 former.push(ONES)
+
+        with pytest.raises(Fenced, match="newer process"):
+            push_until_fenced()
         with pytest.raises(Fenced):
             former.pull()
         successor.push(ONES)

@@ -14,7 +14,7 @@ import numpy as np
 
 from distgrad import wire
 from distgrad.codec import encode
-from distgrad.errors import BrokerRestarted, DeliveryFailed, DistgradError, GradientRefused, MalformedMessage, from_code
+from distgrad.errors import BrokerRestarted, DeliveryFailed, DistgradError, GradientRefused, LayoutError, MalformedMessage, from_code
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad_broker.core import Core
@@ -83,6 +83,10 @@ class SimulatedBroker:
                 (outcome,) = (state.outcomes - outcomes).elements()
             self._write_down(gradient, outcome, ledger)
         assert self.versions.version - at == (state.outcomes - outcomes)["applied"]
+        if isinstance(event, RequestReceived) and event.header["op"] == "hello":
+            member = state.members.get(event.header["worker"])
+            if member is not None and member.adopted:
+                self._last.pop(member, None)
         self.lapsed.update(member for member in state.members if member.state != LIVE)
         return [effect for effect in effects if isinstance(effect, Reply)]
 
@@ -169,9 +173,12 @@ class SimulatedWorker:
         session, network = self.session, self.network
         if self.waiting is not None and session.ended is None:
             layout, arenas = self.waiting
-            if layout != session.layout:
-                self.give_up()  # Worker.push looks again after each wait
-            elif session.can_push(layout.gradient_bytes):
+            try:
+                can_push = session.can_push(layout.gradient_bytes, layout.fingerprint)
+            except LayoutError:
+                can_push = False
+                self.give_up()
+            if can_push:
                 cursor = f"{self.uid}.{len(self.pushed)}"
                 fields = {"fingerprint": layout.fingerprint, "cursor": cursor, "base": session.state}
                 number = session.push(fields, encode(layout, arenas), layout.gradient_bytes)

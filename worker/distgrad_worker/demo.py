@@ -34,8 +34,9 @@ from distgrad_worker.demo_view import Point, ProgressView, rate, workers_table
 #: Fraction of the test images that must be named correctly for exit code 0.
 GOAL = 0.95
 
-#: Adam bears the staleness of many asynchronous workers; plain SGD with momentum 0.9 diverges at a mean of 4.
-_RULE = ("--optimizer", "adam", "--lr", "0.001")
+#: Bears the staleness of many asynchronous workers. SGD with momentum 0.9 diverges at a mean of 4; Adam at twice this
+#: rate learns as well, but now and then falls below the goal for some dozen gradients.
+_RULE = ("--optimizer", "adam", "--lr", "0.0005")
 
 _LOOK_EVERY_S = 0.02
 _READY_WITHIN_S = 60.0
@@ -144,7 +145,8 @@ def _train(console: Console, workers: int, logs: Path) -> tuple[list[Point], lis
         if address is None:
             raise _failed(console, "the broker", broker, broker_log)
         console.print(f"broker at {address}, {workers} workers", soft_wrap=True)
-        options = ("--processes", str(workers), "--id", "worker")
+        # No restarts: what fails in a demo is to be seen, not worked around.
+        options = ("--processes", str(workers), "--id", "worker", "--max-restarts", "0")
         training = stack.enter_context(
             _process("worker", address, f"{example.stem}:train", *options, log=workers_log, cwd=example.parent)
         )

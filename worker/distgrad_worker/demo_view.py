@@ -142,7 +142,7 @@ def workers_table(workers: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("staleness mean", f"{mean:.1f}", justify="right")
     table.add_column("max", f"{max((w['staleness_max'] for w in workers), default=0)}", justify="right")
     table.add_column("last loss", justify="right")
-    for w in workers:
+    for w in sorted(workers, key=lambda w: (len(w["id"]), w["id"])):  # worker-2 before worker-10
         loss = "" if w["loss"] is None else f"{w['loss']:.3f}"
         counts = (f"{w[key]:,}" for key in ("applied", "settled", "refused"))
         table.add_row(w["id"], *counts, f"{w['staleness_mean']:.1f}", f"{w['staleness_max']}", loss)

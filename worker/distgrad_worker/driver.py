@@ -78,6 +78,7 @@ class Driver:
         self.last_answer = time.monotonic()
         self.failure: BaseException | None = None
         self.link: Link | None = None
+        self._was_up = False
         self._push: OwnedSocket | None = None
         self._push_raw: Any = None
         self._push_links: LinkMonitor | None = None
@@ -207,10 +208,19 @@ class Driver:
             self._receive(request)
         elif request_links.raw() in ready:
             for link in request_links.drain():
-                self.link = link
+                self._note(link)
             if self.link in _BROKEN and self._asked is not None:
                 pause_s = LOST_RETRY_S if self.link is Link.LOST else REFUSED_RETRY_S
                 self._asked.sent_at = time.monotonic() + pause_s - self._retry_s
+
+    def _note(self, link: Link) -> None:
+        """Remember what became of the request socket's connection, for whoever must be told why nobody answers."""
+        if link is Link.UP:
+            self._was_up = True
+        elif link is Link.LOST and not self._was_up:
+            # Lost before it was up. A definite cause, once told, stays; else ZeroMQ tries again by itself.
+            link = self.link if self.link in (Link.REFUSED, Link.NO_KEYS) else Link.UNFINISHED
+        self.link = link
 
     def _timeout_s(self, now: float) -> float:
         if self._asked is not None:
@@ -275,6 +285,7 @@ class Driver:
     def _open_request(self) -> None:
         if self._request is not None:
             self._request.close(0)
+        self._was_up = False
         self._request = sockets.control_client(self.context, self._address.endpoint, keys=self._keys)
         self._request_links = sockets.monitor(self._request)
 

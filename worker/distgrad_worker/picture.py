@@ -64,7 +64,7 @@ def draw(points: Sequence[Point], path: Path, *, title: str, goal: float) -> Non
         f"goal: {goal:.0%}",
         (0.5, goal),
         xycoords=("axes fraction", "data"),
-        xytext=(0, -15),
+        xytext=(0, -16),
         textcoords="offset points",
         ha="center",
         color=_GOAL,

@@ -25,6 +25,7 @@ from distgrad.errors import (
     Forbidden,
     GradientRefused,
     HistoryLost,
+    LayoutError,
 )
 from distgrad.layout import Layout
 from distgrad.wire import GRADIENT, PROTOCOL_VERSION, RAW, State, charge
@@ -112,19 +113,29 @@ class Session:
                 f"a gradient of {payload_bytes} bytes does not fit in the broker's --queue-bytes {self._queue_bytes}",
             )
 
-    def can_push(self, payload_bytes: int) -> bool:
+    def can_push(self, payload_bytes: int, fingerprint: int) -> bool:
         """Tell whether a gradient can be numbered now; if not, its bytes are asked for.
 
         Parameters
         ----------
         payload_bytes : int
             Bytes of its payload.
+        fingerprint : int
+            Of the layout that it was made for.
 
         Returns
         -------
         bool
             Whether to go on with `push`.
+
+        Raises
+        ------
+        LayoutError
+            If the parameters have another layout now. While a push waits they may be replaced, and there may never
+            be a grant for a gradient of the former size.
         """
+        if self.layout is not None and self.layout.fingerprint != fingerprint:
+            raise LayoutError("the parameters were replaced by others of another layout; pull and go on with those")
         needed = charge(payload_bytes)
         if self.window.has_room(needed, self._grant):
             self._want = 0

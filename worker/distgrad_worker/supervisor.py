@@ -258,7 +258,7 @@ class Supervisor:
             failures = 1 if clock() - started >= self._policy.reset_after_s else failures + 1
             why = report.message if report else _describe(code)
             if failures > self._policy.max_restarts:
-                self._say(command, f"{why}; not restarted again after {restarts} restarts")
+                self._say(command, f"{why}; not restarted" + (f" again after {restarts} restarts" if restarts else ""))
                 return code
             delay_s = self._policy.delay_s(failures)
             self._say(command, f"{why}; restart {failures} of {self._policy.max_restarts} in {delay_s:g} s")

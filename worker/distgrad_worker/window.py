@@ -197,7 +197,7 @@ class Window:
         accepted : int
             The last number that the broker has.
         """
-        self.sent = min(max(accepted, self.settled), self.last)
+        self.sent = min(max(accepted, self.settled, self.inherited), self.last)
         sent = sum(entry.charge for entry in self._entries if entry.number <= self.sent)
         self.in_flight_bytes = self._inherited_bytes + sent
 

@@ -110,6 +110,8 @@ class Worker:
         self._is_closed = False
         self._window_bytes = window_bytes
         self._address = addresses.parse(address, addresses.CONTROL_PORT)
+        if gradients is not None:
+            addresses.parse(gradients, addresses.GRADIENTS_PORT)
         client_keys = ClientKeys.of(keys)
         nonce = os.urandom(16)
         self._session = Session(
@@ -199,7 +201,7 @@ class Worker:
                 self._puller.request("set", frames=frames, mutating=True, if_absent=True)
                 break
             except BrokerRestarted:
-                # The offer is right for the new broker too. The restart is told once, by the session, with what it lost.
+                # The offer is right for the new broker too. The session tells of the restart, once, with what it lost.
                 continue
         snapshot = self._fetch(None, 0.0, None)
         assert snapshot is not None  # without newer_than there is always an answer
@@ -312,11 +314,11 @@ class Worker:
         size = layout.gradient_bytes
         session, driver = self._session, self._driver
         with self._lock:
-            if not session.can_push(size):
+            if not session.can_push(size, layout.fingerprint):
                 session.check_size(size)
                 driver.wake()
                 try:
-                    self._wait(lambda: session.can_push(size))
+                    self._wait(lambda: session.can_push(size, layout.fingerprint))
                 finally:
                     session.stop_wanting()
             number = session.push(fields, parts, size)
@@ -458,8 +460,11 @@ class Worker:
 
     def _raise_problem(self) -> None:
         session = self._session
-        if self._driver.failure is not None:
-            raise StateError("the worker's own thread ended; this is a bug in distgrad") from self._driver.failure
+        failure = self._driver.failure
+        if isinstance(failure, DistgradError):
+            raise failure
+        if failure is not None:
+            raise StateError("the worker's own thread ended; this is a bug in distgrad") from failure
         if session.problems:
             problem = session.problems.popleft()
             refused = [p for p in session.problems if isinstance(p, GradientRefused)]
@@ -470,7 +475,7 @@ class Worker:
             raise session.ended
 
     def _must_initialize(self) -> bool:
-        """Tell whether a new broker waits for parameters, which nobody offers before this worker's user is told of it."""
+        """Tell whether a new broker waits for parameters, which nobody offers before the user is told of it."""
         session = self._session
         return session.layout is None and any(isinstance(problem, BrokerRestarted) for problem in session.problems)
 

@@ -1,0 +1,152 @@
+"""Handing out parameters: at once, when there is news, at the deadline, in ranges."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distgrad.layout import Layout
+from distgrad.wire import RANGE_PARTS
+from support.core_kit import LAYOUT, OTHER, Kit, frames_of
+
+# 20 parts of 1 MiB: more than one reply holds.
+LARGE = Layout.of(np.zeros(5 << 20, np.float32))
+NOTHING_NEW = {"unchanged": True, "parts": 0, "first": 0, "token": None, "layout": False}
+
+
+def test_a_small_model_comes_whole_in_one_reply() -> None:
+    reply = Kit().reply("get")
+
+    assert (reply.header["parts"], reply.header["token"], reply.header["layout"]) == (1, None, True)
+    assert [bytes(frame) for frame in reply.frames] == frames_of(LAYOUT)
+
+
+def test_a_layout_that_the_client_knows_does_not_travel_again() -> None:
+    kit = Kit()
+
+    assert len(kit.reply("get", have=LAYOUT.fingerprint).frames) == 1
+    assert len(kit.reply("get", have=OTHER.fingerprint).frames) == 2
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 5.0])
+def test_without_parameters_the_answer_is_clear_and_comes_at_once(wait_s: float) -> None:
+    assert Kit(None).ask("get", wait_s=wait_s)["error"] == "no_parameters"
+
+
+@pytest.mark.parametrize("newer_than", [["zero", 0, 99], ["one", 7, 99], ["one", 0, -1]])
+def test_another_incarnation_or_generation_counts_as_old(newer_than: list[Any]) -> None:
+    assert not Kit().ask("get", newer_than=newer_than, wait_s=5.0)["unchanged"]
+
+
+def test_what_is_not_newer_is_not_sent() -> None:
+    header = Kit().ask("get", newer_than=["one", 0, 0])
+
+    assert {key: header[key] for key in NOTHING_NEW} == NOTHING_NEW
+
+
+def test_a_pull_waits_for_the_next_update() -> None:
+    kit = Kit()
+    kit.hello()
+    pull = kit.send("get", newer_than=["one", 0, 0], wait_s=5.0)
+    kit.push(1, value=np.nan)
+    kit.push(2)
+    kit.work()
+    assert not kit.replies_to(pull), "a refused gradient is no news"
+
+    kit.work()
+
+    (reply,) = kit.replies_to(pull)
+    assert (reply.header["version"], reply.header["unchanged"]) == (1, False)
+    kit.wait(10.0)
+    assert len(kit.replies_to(pull)) == 1
+
+
+@pytest.mark.parametrize(("frames", "error"), [(frames_of(OTHER), None), ([], "no_parameters")])
+def test_a_pull_that_waits_hears_that_the_parameters_were_replaced_or_taken_away(
+    frames: list[bytes], error: str | None
+) -> None:
+    kit = Kit()
+    pull = kit.send("get", newer_than=["one", 0, 0], wait_s=5.0)
+
+    kit.ask("set", frames, absent=not frames)
+
+    assert kit.replies_to(pull)[0].header.get("error") == error
+
+
+@pytest.mark.parametrize("client", [None, b"c" * 16])
+def test_a_repeat_replaces_the_pull_that_waits(client: bytes | None) -> None:
+    kit = Kit()
+    kit.hello()
+    keys = {"newer_than": ["one", 0, 0], "wait_s": 5.0, "client": client}
+    kit.send("get", envelope=b"socket", id=1, **keys)
+    kit.send("get", envelope=b"socket" if client is None else b"new socket", id=2, **keys)
+
+    kit.push(1)
+    kit.work()
+
+    replies = kit.replies_to(b"socket") + kit.replies_to(b"new socket")
+    assert [reply.header["id"] for reply in replies] == [2]
+    assert not kit.state.pulls
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"have": "text"},
+        {"have": 1.0},
+        {"newer_than": 5},
+        {"newer_than": ["one", 0]},
+        {"newer_than": ["one", 0, None]},
+        {"newer_than": [1, 0, 0]},
+        {"newer_than": {"a": 1}},
+    ],
+)
+def test_a_bad_get_is_malformed(keys: dict[str, Any]) -> None:
+    assert Kit().ask("get", **keys)["error"] == "malformed"
+
+
+def test_a_large_model_is_read_in_ranges_of_one_version_while_updates_go_on() -> None:
+    kit = Kit(LARGE)
+    kit.hello()
+    first = kit.reply("get", have=LARGE.fingerprint)
+    token, parts = first.header["token"], first.header["parts"]
+    kit.push(1, layout=LARGE)
+    kit.work()
+
+    rest = kit.reply("range", token=token, first=RANGE_PARTS)
+
+    assert (parts, len(first.frames), len(rest.frames)) == (20, 16, 4)
+    assert all(bytes(frame) == bytes(len(frame)) for frame in (*first.frames, *rest.frames))
+    assert kit.total == -LARGE.arenas[0].size
+
+
+def test_a_token_of_parameters_that_were_replaced_is_revoked() -> None:
+    kit = Kit(LARGE)
+    token = kit.reply("get").header["token"]
+    kit.ask("set", frames_of(LAYOUT))
+
+    assert kit.ask("range", token=token, first=16)["error"] == "revoked"
+
+
+@pytest.mark.parametrize(
+    ("keys", "error"),
+    [
+        ({"token": "nonsense", "first": 0}, "revoked"),
+        ({"token": None, "first": 0}, "malformed"),
+        ({"token": 1, "first": 0}, "malformed"),
+        ({"token": "s1", "first": -1}, "malformed"),
+        ({"token": "s1"}, "malformed"),
+        ({"token": "s1", "first": 2**63}, "malformed"),
+    ],
+)
+def test_a_bad_range_is_answered(keys: dict[str, Any], error: str) -> None:
+    assert Kit().ask("range", **keys)["error"] == error
+
+
+def test_a_range_beyond_the_end_is_empty() -> None:
+    kit = Kit(LARGE)
+    token = kit.reply("get").header["token"]
+
+    assert list(kit.reply("range", token=token, first=2**62).frames) == []

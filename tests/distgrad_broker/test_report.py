@@ -1,0 +1,59 @@
+"""What `status` tells."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from distgrad.rules import SGD
+from distgrad_broker.report import describe
+from support.core_kit import LAYOUT, ONE, Kit
+
+
+def test_status_counts_what_happened_and_can_be_sent_and_printed() -> None:
+    kit = Kit(rule=SGD(lr=0.5), queue_bytes=8 * ONE)
+    kit.hello("a")
+    kit.hello("b")
+    kit.push(1, worker="a")
+    kit.push(2, worker="a", value=np.nan)
+    kit.push(7, worker="a")
+    kit.ask("fly")
+    kit.work(2)
+    kit.ask("stop")
+    kit.push(3, worker="a")
+    kit.send("get", newer_than=list(kit.core.name), wait_s=5.0)
+
+    told = kit.ask("status")["status"]
+
+    expected = {
+        "incarnation": "one",
+        "generation": 0,
+        "version": 1,
+        "running": False,
+        "has_parameters": True,
+        "leaves": 2,
+        "parameter_bytes": LAYOUT.parameter_bytes,
+        "mode": "descent",
+        "policy": "async",
+        "queued": 1,
+        "queued_bytes": ONE,
+        "queue_bytes": 8 * ONE,
+        "granted_bytes": 8 * ONE,
+        "workers": 2,
+        "workers_live": 2,
+        "applied": 1,
+        "refused": {"not_finite": 1},
+        "dropped": {"gap": 1},
+        "rejected": {"unknown_op": 1},
+        "waiting_pulls": 1,
+    }
+    assert {key: told[key] for key in expected} == expected
+    assert told["optimizer"]["name"] == "sgd"
+    assert json.loads(json.dumps(told)) == told
+
+
+def test_status_without_parameters_says_so() -> None:
+    told = describe(Kit(None).state)
+
+    assert (told["has_parameters"], told["leaves"], told["parameter_bytes"], told["optimizer"]) == (False, 0, 0, None)

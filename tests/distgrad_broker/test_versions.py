@@ -1,0 +1,170 @@
+"""Version buffers: readers keep what they read, updates never wait, memory does not grow with readers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from distgrad.errors import GradientRefused
+from distgrad.holder import ParameterHolder
+from distgrad.layout import Layout
+from distgrad.wire import RANGE_PARTS
+from distgrad_broker.versions import MAX_HELD, QUIET_S, Versions
+from support.core_kit import Kit
+
+LARGE = Layout.of({"n": np.zeros(1, np.int64), "w": np.zeros(5 << 20, np.float32)})
+
+
+class Pool:
+    """Versions of a model that is read in two ranges, and gradients of ones."""
+
+    def __init__(self) -> None:
+        self.versions = Versions(ParameterHolder(executor="numpy"))
+        self.versions.set(LARGE, [np.zeros(arena.size, arena.dtype) for arena in LARGE.arenas])
+        kit = Kit(None)
+        self.good = kit.gradient(1, layout=LARGE)
+        self.bad = kit.gradient(1, layout=LARGE, value=np.nan)
+
+    def update(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.versions.apply(self.good)
+
+    def open(self, now: float = 0.0) -> str:
+        token, _, _ = self.versions.open(now)
+        assert token is not None
+        return token
+
+    def second_range(self, token: str, now: float = 0.0) -> float | None:
+        """Read on, and tell the value that all numbers of the range have."""
+        found = self.versions.read(token, RANGE_PARTS, now)
+        if found is None:
+            return None
+        values = {value for part in found[0][:-1] for value in np.frombuffer(part, np.float32)[:: 1 << 16]}
+        (value,) = values
+        return float(value)
+
+    def buffers(self) -> int:
+        versions = self.versions
+        storages = {id(hold.storage) for hold in versions._holds.values()} | {id(versions.holder.storage)}
+        return len(storages | ({id(versions._spare)} if versions._spare else set()))
+
+
+def test_a_reader_keeps_its_version_while_updates_go_on() -> None:
+    pool = Pool()
+    pool.update()
+    token = pool.open()
+
+    pool.update(5)
+
+    assert pool.second_range(token) == -1.0
+    assert pool.versions.version == 6
+
+
+def test_without_readers_two_buffers_take_turns() -> None:
+    pool = Pool()
+    pool.update(5)
+
+    assert pool.buffers() == 2
+
+
+def test_a_refused_gradient_leaves_version_and_spare_as_they_were() -> None:
+    pool = Pool()
+    pool.update()
+    spare = pool.versions._spare
+
+    with pytest.raises(GradientRefused):
+        pool.versions.apply(pool.bad)
+
+    assert pool.versions._spare is spare
+    assert pool.versions.version == 1
+
+
+def test_a_gradient_of_another_layout_is_refused_also_while_there_are_no_parameters() -> None:
+    pool = Pool()
+    pool.versions.clear()
+
+    with pytest.raises(GradientRefused) as caught:
+        pool.versions.apply(pool.good)
+    assert caught.value.reason == "layout"
+
+
+def test_many_slow_readers_hold_few_versions_and_delay_no_update() -> None:
+    pool = Pool()
+    tokens = []
+    for _ in range(3 * MAX_HELD):
+        tokens.append(pool.open())
+        pool.update()
+
+    assert pool.versions.held <= MAX_HELD
+    assert pool.buffers() <= MAX_HELD + 2
+    assert pool.versions.revoked == 2 * MAX_HELD
+    assert sum(pool.second_range(token) is not None for token in tokens) == MAX_HELD
+
+
+def test_a_reader_that_went_quiet_is_revoked_first_and_then_the_one_that_has_read_least() -> None:
+    pool = Pool()
+    quiet = pool.open(now=0.0)
+    pool.update()
+    first = pool.open(now=QUIET_S + 1)
+    pool.update()
+    second = pool.open(now=QUIET_S + 1)
+    pool.update()
+    assert pool.second_range(quiet) is None
+    assert pool.second_range(second, QUIET_S + 1) == -2.0
+
+    pool.open(now=QUIET_S + 1)
+    pool.update()
+
+    assert pool.second_range(first, QUIET_S + 1) == -1.0, "the other had read all that it wanted"
+
+
+def test_who_has_read_everything_holds_nothing() -> None:
+    pool = Pool()
+    token = pool.open()
+    pool.second_range(token)
+
+    pool.update(2)
+
+    assert pool.versions.held == 0
+    assert pool.buffers() == 2
+
+
+def test_quiet_readers_are_forgotten_in_the_end() -> None:
+    pool = Pool()
+    token = pool.open(now=0.0)
+    pool.update()
+
+    pool.versions.expire(15 * QUIET_S)
+    assert pool.versions.held == 1
+    pool.versions.expire(15 * QUIET_S + 1)
+
+    assert pool.versions.held == 0
+    assert pool.second_range(token) is None
+
+
+def test_a_pinned_version_is_never_revoked_and_comes_back_when_it_is_released() -> None:
+    pool = Pool()
+    token, layout, arenas, version = pool.versions.pin(0.0)
+    for _ in range(3 * MAX_HELD):
+        pool.update()
+        pool.open()
+    pool.versions.expire(1000.0)
+
+    assert (layout, version, float(arenas[0].sum())) == (LARGE, 0, 0.0)
+    assert pool.versions.read(token, 0, 0.0) is None, "nobody reads with the file thread's token"
+    pool.versions.set(LARGE, [np.ones(arena.size, arena.dtype) for arena in LARGE.arenas])
+    assert float(arenas[0].sum()) == 0.0
+    pool.versions.release(token)
+    pool.versions.release(token)
+    pool.update()
+    assert pool.versions.holder.storage is not None
+    assert float(pool.versions.holder.storage.arenas[1][0]) == 1.0, "integers are those of the present parameters"
+
+
+def test_replaced_parameters_are_not_read_on() -> None:
+    pool = Pool()
+    token = pool.open()
+    pool.versions.set(LARGE, [np.ones(arena.size, arena.dtype) for arena in LARGE.arenas])
+
+    assert pool.second_range(token) is None
+    assert pool.versions.version == 0

@@ -1,0 +1,423 @@
+"""A worker's side of the protocol, with replies written by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distgrad.errors import (
+    BrokerRestarted,
+    DeliveryFailed,
+    DistgradError,
+    Fenced,
+    GradientRefused,
+    HistoryLost,
+    LayoutError,
+    MalformedMessage,
+    from_code,
+)
+from distgrad.layout import Layout
+from distgrad_worker.session import GREETING, HEARTBEAT_WAIT_S, MAX_TRIES, OPEN, RESUMING, STALL_S, Session
+
+LAYOUT = Layout.of(np.zeros(4, np.float32))
+OTHER = Layout.of(np.zeros(400, np.float32))
+ONE = 1024
+
+
+class Shell:
+    """A session whose broker is the test."""
+
+    def __init__(self, *, greeted: bool = True, **hello: Any) -> None:
+        self.session = Session("w", b"n" * 16, generated=False, window_bytes=None)
+        self.now = 10.0
+        if greeted:
+            self.hello(**hello)
+            self.session.reopened()
+
+    def hello(self, *, layout: Layout | None = LAYOUT, **keys: Any) -> None:
+        header = {"session": "one:1", "accepted": 0, "settled": 0, "queued": 0, "adopted": False, "cursor": None}
+        header |= {"gradients": "tcp://127.0.0.1:5555", "lease_s": 30.0, "queue_bytes": 8 * ONE, "grant": 4 * ONE}
+        header |= {"grant_seq": 1, "incarnation": "one", "generation": 0, "version": 0, "running": True, **keys}
+        self.session.on_hello(header, None if layout is None else layout.to_frame(), self.now)
+
+    def beat(self, **keys: Any) -> None:
+        session = self.session
+        header = {"accepted": 0, "settled": 0, "attempt": session.attempt, "resend": False, "grant": 4 * ONE}
+        header |= {"grant_seq": 1, "refused": [], "incarnation": "one", "generation": 0, "version": 0}
+        header |= {"running": True, "fingerprint": session.layout.fingerprint if session.layout else None, **keys}
+        session.on_heartbeat(header, self.now)
+
+    def push(self, count: int = 1, layout: Layout = LAYOUT) -> None:
+        for _ in range(count):
+            assert self.session.can_push(layout.gradient_bytes, layout.fingerprint)
+            self.session.push({"fingerprint": layout.fingerprint}, [bytes(layout.gradient_bytes)], layout.gradient_bytes)
+
+    def send(self) -> list[int]:
+        return [header["number"] for header, _ in self.session.sendable(self.now)]
+
+
+def test_nothing_is_sent_before_hello_was_answered() -> None:
+    shell = Shell(greeted=False)
+
+    assert shell.session.phase == GREETING
+    assert shell.session.is_busy
+    assert shell.session.hello() == {
+        **{"v": 1, "op": "hello", "worker": "w", "nonce": b"n" * 16, "session": None, "lowest": 0, "generated": False}
+    }
+    assert not shell.session.can_push(16, LAYOUT.fingerprint)
+    assert shell.send() == []
+
+
+def test_after_hello_gradients_go_out_with_session_attempt_and_number() -> None:
+    shell = Shell()
+    shell.push(2)
+
+    headers = [header for header, _ in shell.session.sendable(0.0)]
+
+    told = [(h["kind"], h["worker"], h["session"], h["attempt"], h["number"]) for h in headers]
+    assert told == [("gradient", "w", "one:1", 1, 1), ("gradient", "w", "one:1", 1, 2)]
+    assert shell.session.heartbeat()["sent"] == 2
+
+
+def test_nothing_is_sent_while_the_socket_has_to_be_opened() -> None:
+    shell = Shell(greeted=False)
+    shell.hello()
+    shell.push()
+
+    assert shell.session.must_reopen
+    assert shell.send() == []
+    shell.session.reopened()
+    assert shell.send() == [1]
+
+
+def test_a_push_without_room_asks_for_bytes_until_it_is_given_up() -> None:
+    shell = Shell(grant=ONE)
+    shell.push()
+
+    assert not shell.session.can_push(16, LAYOUT.fingerprint)
+    assert shell.session.heartbeat()["want"] == ONE
+    assert shell.session.is_busy
+    shell.session.stop_wanting()
+    assert shell.session.heartbeat()["want"] == 0 or shell.session.window.unsent_charge
+
+
+def test_a_push_that_waits_for_replaced_parameters_is_refused() -> None:
+    """Regression: it waited for a grant of the former size, and kept a turn from all others, for ever."""
+    shell = Shell(grant=0)
+    assert not shell.session.can_push(16, LAYOUT.fingerprint)
+
+    shell.hello(layout=OTHER)
+
+    with pytest.raises(LayoutError, match="replaced"):
+        shell.session.can_push(16, LAYOUT.fingerprint)
+
+
+def test_a_gradient_larger_than_the_whole_queue_is_refused_at_the_call() -> None:
+    shell = Shell(queue_bytes=2000)
+
+    shell.session.check_size(2000)
+    with pytest.raises(GradientRefused, match="--queue-bytes 2000"):
+        shell.session.check_size(2001)
+
+
+def test_what_no_grant_covers_any_more_asks_for_one_although_nobody_pushes() -> None:
+    """Regression: with grants as turns, a flush after a restart or a lost lease waited for ever."""
+    shell = Shell()
+    shell.push(2)
+    shell.send()
+    shell.session.connection_lost()
+    shell.beat(grant=0, grant_seq=2)
+
+    assert shell.session.heartbeat()["want"] == ONE
+
+
+def test_settled_gradients_are_let_go_and_refusals_are_raised_once() -> None:
+    shell = Shell()
+    shell.push(3)
+    shell.send()
+    refused = [[2, "not_finite", "w.b", "leaf w.b holds nan"]]
+
+    shell.beat(accepted=3, settled=2, refused=refused)
+    shell.beat(accepted=3, settled=3, refused=refused)
+
+    (problem,) = shell.session.problems
+    assert isinstance(problem, GradientRefused)
+    assert (problem.number, problem.reason, problem.leaf) == (2, "not_finite", "w.b")
+    assert (shell.session.window.settled, len(shell.session.window)) == (3, 0)
+    assert not shell.session.is_busy
+
+
+def test_hello_settles_nothing_because_it_does_not_tell_what_was_refused() -> None:
+    """Regression: a flush ended without the refusal when the parameters were replaced meanwhile."""
+    shell = Shell()
+    shell.push(1)
+    shell.send()
+
+    shell.hello(accepted=1, settled=1, layout=OTHER)
+    assert shell.session.window.settled == 0
+    assert shell.session.heartbeat()["settled"] == 0
+    shell.beat(accepted=1, settled=1, refused=[[1, "layout", None, "of another layout"]])
+
+    assert shell.session.window.settled == 1
+    assert [problem.number for problem in shell.session.problems if isinstance(problem, GradientRefused)] == [1]
+
+
+def test_a_successor_goes_on_with_the_numbers_and_hears_nothing_of_its_predecessors_refusals() -> None:
+    shell = Shell(accepted=5, settled=3, queued=2 * ONE, grant=3 * ONE, cursor="here")
+    session = shell.session
+    assert (session.cursor, session.window.settled, session.window.last) == ("here", 3, 5)
+    assert session.is_busy
+    shell.push()
+    assert shell.send() == [6]
+    assert not session.can_push(16, LAYOUT.fingerprint), "the rest of the grant covers what its predecessor left"
+
+    shell.beat(accepted=6, settled=5, refused=[[4, "layout", None, "of another layout"]])
+
+    assert not session.problems
+    assert session.can_push(16, LAYOUT.fingerprint)
+
+
+def test_a_missing_number_begins_a_new_attempt_once() -> None:
+    shell = Shell()
+    shell.push(3)
+    shell.send()
+
+    shell.beat(accepted=1, resend=True)
+    session = shell.session
+    assert (session.phase, session.attempt, session.must_reopen) == (RESUMING, 2, True)
+    assert shell.send() == []
+    assert session.heartbeat()["wait_s"] == 0
+    session.reopened()
+    shell.beat(accepted=1, resend=True, attempt=1)
+    assert (session.phase, session.attempt) == (RESUMING, 2), "said of the former attempt"
+    shell.beat(accepted=1)
+
+    assert session.phase == OPEN
+    assert shell.send() == [2, 3]
+
+
+def test_a_connection_lost_with_nothing_on_the_way_changes_nothing() -> None:
+    shell = Shell()
+    shell.session.connection_lost()
+    shell.push()
+    shell.send()
+    shell.beat(accepted=1)
+    shell.session.connection_lost()
+    assert shell.session.attempt == 1
+
+    shell.push()
+    shell.send()
+    shell.session.connection_lost()
+
+    assert shell.session.attempt == 2
+
+
+def test_no_progress_begins_a_new_attempt_and_each_waits_twice_as_long() -> None:
+    shell = Shell()
+    shell.push()
+    patience = []
+    for _ in range(3):
+        shell.send()
+        started, attempt = shell.now, shell.session.attempt
+        while shell.session.attempt == attempt:
+            shell.now += 0.25
+            shell.beat()
+        patience.append(shell.now - started)
+        shell.session.reopened()
+        shell.beat()
+
+    assert patience[0] == pytest.approx(STALL_S, abs=0.5)
+    assert patience[2] == pytest.approx(2 * patience[1], abs=0.5)
+
+
+def test_progress_is_patience() -> None:
+    shell = Shell()
+    shell.push(4)
+    shell.send()
+    for accepted in range(4):
+        shell.now += STALL_S
+        shell.beat(accepted=accepted)
+
+    assert shell.session.attempt == 1
+
+
+def test_a_gradient_that_never_arrives_is_given_up_with_a_reason() -> None:
+    shell = Shell()
+    shell.push()
+    for _ in range(MAX_TRIES):
+        shell.send()
+        shell.beat(resend=True)
+        shell.session.reopened()
+        shell.beat()
+
+    assert isinstance(shell.session.ended, DeliveryFailed)
+    assert f"gradient 1 was sent {MAX_TRIES} times" in str(shell.session.ended)
+
+
+def test_a_gradient_that_arrives_is_not_counted_as_lost_again() -> None:
+    shell = Shell()
+    for number in range(2 * MAX_TRIES):
+        shell.push()
+        shell.send()
+        shell.beat(accepted=number, settled=number, resend=True)
+        shell.session.reopened()
+        shell.beat(accepted=number, settled=number)
+        shell.send()
+        shell.beat(accepted=number + 1, settled=number + 1)
+
+    assert shell.session.ended is None
+
+
+def test_a_smaller_grant_is_echoed_with_what_is_in_flight() -> None:
+    shell = Shell()
+    shell.push(3)
+    shell.send()
+
+    shell.beat(accepted=3, grant=ONE, grant_seq=2)
+    beat = shell.session.heartbeat()
+    assert (beat["grant_seq"], beat["held"]) == (2, 3 * ONE)
+    assert shell.session.is_busy
+    shell.beat(accepted=3, settled=3, grant=ONE, grant_seq=2)
+
+    assert shell.session.heartbeat()["held"] == ONE
+
+
+@pytest.mark.parametrize("code", ["unknown_worker", "restarted"])
+def test_a_broker_that_does_not_know_the_session_is_greeted_again(code: str) -> None:
+    shell = Shell()
+    shell.push(2)
+    shell.send()
+    shell.beat(accepted=2, settled=1)
+
+    shell.session.on_error(from_code(code, "no"), code)
+
+    assert shell.session.phase == GREETING
+    hello = shell.session.hello()
+    assert (hello["session"], hello["lowest"]) == ("one:1", 2)
+
+
+def test_a_restart_is_told_once_with_the_range_that_is_lost_and_everything_else_is_sent_again() -> None:
+    shell = Shell()
+    shell.push(4)
+    shell.send()
+    shell.beat(accepted=4, settled=2)
+    shell.session.on_error(from_code("unknown_worker", "no"), "unknown_worker")
+
+    shell.hello(session="two:1", incarnation="two", accepted=2, settled=2, adopted=True)
+    shell.session.reopened()
+
+    (problem,) = shell.session.problems
+    assert isinstance(problem, BrokerRestarted)
+    assert problem.lost == (1, 2)
+    assert shell.session.attempt == 2
+    assert shell.send() == [3, 4]
+
+
+def test_a_restart_before_anything_was_settled_has_lost_nothing() -> None:
+    shell = Shell()
+    shell.session.on_error(from_code("unknown_worker", "no"), "unknown_worker")
+    shell.hello(session="two:1", incarnation="two")
+
+    (problem,) = shell.session.problems
+    assert isinstance(problem, BrokerRestarted)
+    assert problem.lost is None
+    assert "none was settled" in str(problem)
+
+
+def test_a_broker_that_has_forgotten_what_it_had_settled_ends_the_session() -> None:
+    shell = Shell()
+    shell.push(2)
+    shell.send()
+    shell.beat(accepted=2, settled=2)
+    shell.hello(session="two:1", incarnation="two", accepted=1, settled=1)
+
+    assert isinstance(shell.session.ended, HistoryLost)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [("fenced", Fenced), ("forbidden", DistgradError), ("destroyed", DistgradError)]
+)
+def test_some_errors_end_the_session(code: str, kind: type[DistgradError]) -> None:
+    shell = Shell()
+
+    shell.session.on_error(from_code(code, "why"), code)
+    shell.session.on_error(from_code("fenced", "again"), "fenced")
+
+    assert isinstance(shell.session.ended, kind)
+    assert "why" in str(shell.session.ended)
+
+
+def test_a_refused_hello_ends_the_session_and_an_odd_heartbeat_is_a_problem() -> None:
+    greeting, greeted = Shell(greeted=False).session, Shell().session
+    error = from_code("too_many_workers", "full")
+
+    greeting.on_error(error, "too_many_workers")
+    greeted.on_error(from_code("malformed", "odd"), "malformed")
+
+    assert greeting.ended is error
+    assert (greeted.ended, len(greeted.problems)) == (None, 1)
+
+
+def test_a_broker_that_shuts_down_is_waited_for() -> None:
+    shell = Shell(greeted=False)
+
+    shell.session.on_error(from_code("failed", "closing"), "failed")
+
+    assert (shell.session.ended, shell.session.phase) == (None, GREETING)
+
+
+@pytest.mark.parametrize("fingerprint", [OTHER.fingerprint, None])
+def test_replaced_parameters_are_noticed_by_their_fingerprint(fingerprint: int | None) -> None:
+    shell = Shell()
+
+    shell.beat(fingerprint=fingerprint)
+
+    assert shell.session.phase == GREETING
+    shell.hello(layout=None)
+    assert shell.session.layout is None
+
+
+def test_a_gradient_of_a_former_layout_keeps_its_number_and_needs_no_large_grant() -> None:
+    shell = Shell(layout=OTHER, grant=2000)
+    shell.push(1, OTHER)
+    shell.send()
+    shell.session.connection_lost()
+    shell.session.reopened()
+
+    shell.hello(layout=LAYOUT, grant=ONE, grant_seq=2)
+
+    ((header, entry),) = shell.session.sendable(0.0)
+    assert (header["number"], header["fingerprint"], list(entry.parts)) == (1, OTHER.fingerprint, [])
+
+
+def test_a_layout_frame_that_cannot_be_read_changes_nothing() -> None:
+    shell = Shell(greeted=False)
+
+    with pytest.raises(MalformedMessage):
+        shell.session.on_hello({}, b"\xc1", 0.0)
+    assert shell.session.phase == GREETING
+
+
+def test_a_flush_hurries_the_broker_until_its_number_is_settled() -> None:
+    shell = Shell()
+    session = shell.session
+    shell.push(3)
+    shell.send()
+    session.wait_for(3)
+    session.wait_for(2)
+    assert (session.hurry, session.heartbeat()["until"]) == (2, 2)
+    assert session.heartbeat()["wait_s"] == HEARTBEAT_WAIT_S
+
+    shell.beat(accepted=3, settled=2)
+    session.done_waiting(2)
+    assert session.hurry == 3
+    session.done_waiting(3)
+    assert session.hurry == 0
+
+
+def test_a_clean_goodbye_names_session_and_incarnation() -> None:
+    leave = Shell().session.leave()
+
+    assert (leave["op"], leave["session"], leave["incarnation"]) == ("leave", "one:1", "one")

@@ -1,0 +1,81 @@
+"""Eight workers behind connections that are cut again and again: every gradient counts exactly once."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+
+from distgrad import Admin
+from support.processes import Process
+from support.proxy import CuttingProxy, budgets
+
+WORKERS = 8
+GRADIENTS = 1000
+FLOATS = 10_000
+# Each worker's gradients are 40 MB, so a connection for each of at most 1.6 MB means 25 cuts or more.
+GRADIENT_BUDGET = (900_000, 1_600_000)
+# Some let a few heartbeats through, some let parameters (40 kB) through as well.
+CONTROL_BUDGET = (2_000, 200_000)
+
+PUSHER = f"""
+import sys
+import numpy as np
+from distgrad_worker import Worker
+
+control, gradients, seed = sys.argv[1:]
+chance = np.random.default_rng(int(seed))
+with Worker(control, worker_id=f"worker-{{seed}}", gradients=gradients, timeout=60) as worker:
+    worker.initialize({{"w": np.zeros({FLOATS}, np.float32)}})
+    for step in range({GRADIENTS}):
+        worker.push({{"w": chance.integers(-3, 4, {FLOATS}).astype(np.float32)}})
+        if step in (300, 600):
+            worker.pull()
+    worker.flush(timeout=100)
+    print("flushed", worker.settled)
+"""
+
+
+def exact_sum() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    total = np.zeros(FLOATS, np.int64)
+    for seed in range(WORKERS):
+        chance = np.random.default_rng(seed)
+        for _ in range(GRADIENTS):
+            total += chance.integers(-3, 4, FLOATS)
+    return total
+
+
+@pytest.mark.timeout(300)
+def test_through_connections_that_are_cut_every_gradient_counts_exactly_once() -> None:
+    with ExitStack() as stack:
+        broker = stack.enter_context(
+            Process("broker", "--control", "tcp://127.0.0.1:0", "--gradients", "tcp://127.0.0.1:0")
+        )
+        line = broker.wait_for_line(r"control=(\S+) gradients=(\S+)")
+        proxy = stack.enter_context(CuttingProxy())
+        workers = []
+        for seed in range(WORKERS):
+            control = proxy.listen(line[1], f"control-{seed}", budgets(seed, *CONTROL_BUDGET))
+            gradients = proxy.listen(line[2], f"gradients-{seed}", budgets(100 + seed, *GRADIENT_BUDGET))
+            program = (sys.executable, "-c", PUSHER)
+            workers.append(stack.enter_context(Process(control, gradients, seed, program=program)))
+        expected = exact_sum()
+
+        for worker in workers:
+            worker.wait_for_line(rf"^flushed {GRADIENTS}$", timeout=240)
+            assert worker.wait() == 0
+
+        with Admin(line[1]) as admin:
+            status = admin.status()
+            parameters = admin.get_model_parameters()
+        assert status["version"] == WORKERS * GRADIENTS
+        np.testing.assert_array_equal(parameters["w"], -expected)
+        assert status["refused"] == {}
+        for seed in range(WORKERS):
+            cuts = proxy.cuts[f"gradients-{seed}"]
+            print(seed, len(cuts), sum(cuts), len(proxy.cuts[f"control-{seed}"]), sum(proxy.cuts[f"control-{seed}"]), status["dropped"])
+            assert len(cuts) >= 20
+            assert sum(cuts) >= 5, "in mid-message"
+            assert len(proxy.cuts[f"control-{seed}"]) >= 1

@@ -1,6 +1,6 @@
 """Measure how fast one worker pulls 100 MB of parameters, beside a bare REQ/REP of the same parts.
 
-Ours: `Worker.pull` from ``distgrad broker``, into the arrays of the former pull, as a training loop does. The floor: one
+Ours: `Worker.pull` from ``distgrad broker``, into the arrays of the former pull, as a training loop does. Floor: one
 request is answered with all 1 MiB parts at once, without a copy on either side: what arrives is left in ZeroMQ's
 frames, where it is in no array yet. Ours asks in ranges of 16 MiB, and copies the parts to their places.
 """

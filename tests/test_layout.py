@@ -39,7 +39,12 @@ for name in package.__all__:
     getattr(package, name)
 for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
     if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            # Extras need not be installed.
+            if error.name.partition(".")[0] not in ("matplotlib", "numba", "sklearn"):
+                raise
 """
 
 

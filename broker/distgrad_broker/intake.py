@@ -17,7 +17,6 @@ from distgrad_broker.members import LIVE, Member
 from distgrad_broker.policy import Verdict
 from distgrad_broker.state import CoreState, Waiter
 
-
 # A header holds 64 KiB, and a leaf's path may be long: this many refusals are told at a time, each cut to this length.
 REFUSALS_A_REPLY = 16
 MAX_REFUSAL_CHARACTERS = 400

@@ -59,8 +59,8 @@ def hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
     if late is not None and member.session != former_session:
         state.fail(late, RequestError("fenced", f"a newer process runs as worker {worker!r:.80}; this one must end"))
     if member.session != former_session and (lowest > member.accepted + 1 or (lowest and member.origin is not None)):
-        # Nothing was kept on disk: what an earlier incarnation settled is known to the worker alone. What came before it
-        # under its id since the restart can only be from a process that it had superseded.
+        # Nothing was kept on disk: what an earlier incarnation settled is known to the worker alone. What came before
+        # it under its id since the restart can only be from a process that it had superseded.
         _adopt(state, member, lowest - 1, now)
     elif lowest > member.accepted + 1:
         raise RequestError(

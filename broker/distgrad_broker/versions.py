@@ -30,9 +30,7 @@ class Hold:
 
     __slots__ = ("generation", "last_used", "parts", "parts_read", "storage", "token", "version")
 
-    def __init__(
-        self, token: str, generation: int, layout: Layout, storage: Storage, version: int, now: float
-    ) -> None:
+    def __init__(self, token: str, generation: int, layout: Layout, storage: Storage, version: int, now: float) -> None:
         self.token = token
         self.generation = generation
         self.storage = storage

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,7 +21,7 @@ LARGE = Layout.of([np.zeros(300_000, np.float32), np.zeros(140_000, np.float64)]
 INTEGERS = Layout.of(np.zeros(4, np.int32))
 
 
-def ramp(layout: Layout) -> list[np.ndarray]:  # type: ignore[type-arg]  # of any dtype
+def ramp(layout: Layout) -> list[np.ndarray[Any, Any]]:
     return [np.arange(arena.size).astype(arena.dtype) for arena in layout.arenas]
 
 
@@ -26,7 +29,7 @@ def parts_of(layout: Layout) -> list[bytes]:
     return [bytes(part) for part in encode(layout, ramp(layout)[: layout.n_trainable_arenas])]
 
 
-def read(layout: Layout, parts: list[bytes]) -> list[np.ndarray]:  # type: ignore[type-arg]
+def read(layout: Layout, parts: list[bytes]) -> list[np.ndarray[Any, Any]]:
     return decode(layout, "raw", parts, sum(len(part) for part in parts))
 
 
@@ -112,7 +115,7 @@ def test_any_cut_on_whole_elements_within_arenas_is_good(data: st.DataObject) ->
         n = len(whole) // size
         cuts = sorted(data.draw(st.sets(st.integers(1, n - 1)))) if n > 1 else []
         edges = [0, *cuts, n]
-        parts += [whole[start * size : stop * size] for start, stop in zip(edges, edges[1:], strict=False)]
+        parts += [whole[start * size : stop * size] for start, stop in pairwise(edges)]
 
     arrays = read(THREE, parts)
 

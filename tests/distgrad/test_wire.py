@@ -16,6 +16,7 @@ HEADER: dict[str, Any] = {
     **{"v": 1, "kind": "gradient", "worker": "w", "session": "one:1", "attempt": 1, "number": 1, "base": ["one", 0, 3]},
     **{"fingerprint": 7, "encoding": "raw", "examples": 2, "loss": 0.5, "cursor": b"here"},
 }
+ODD_BASES: list[Any] = [1, [], ["one", 0], ["one", 0, 0, 0], [b"one", 0, 0], ["one", True, 0], {}]
 
 
 def parse(**keys: Any) -> wire.Gradient:
@@ -24,7 +25,7 @@ def parse(**keys: Any) -> wire.Gradient:
 
 
 def test_a_header_comes_back_as_it_was_packed() -> None:
-    header = {"v": 1, "text": "é", "bytes": b"\x00", "none": None, "list": [1, -1, 2**63], "map": {"a": 1.5}, "yes": True}
+    header = {"v": 1, "text": "é", "bytes": b"\x00", "none": None, "list": [1, -1, 2**63], "map": {"a": 1.5}}
 
     assert wire.unpack(wire.pack(header)) == header
     assert wire.unpack(memoryview(wire.pack(header))) == header
@@ -98,8 +99,10 @@ def test_what_may_be_left_out_has_a_default() -> None:
         *[("encoding", value) for value in (None, 1, b"raw")],
         *[("examples", value) for value in (None, -1, 2**63, 1.0, True, "1")],
         *[("loss", value) for value in ("low", True, [1.0])],
-        *[("cursor", value) for value in (1, True, [b"x"], b"x" * 4097, "x" * 4097)],
-        *[("base", value) for value in (1, [], ["one", 0], ["one", 0, 0, 0], [b"one", 0, 0], ["one", True, 0], {})],
+        *[("cursor", value) for value in (1, True, [b"x"])],
+        ("cursor", b"x" * 4097),
+        ("cursor", "x" * 4097),
+        *[("base", value) for value in ODD_BASES],
     ],
 )
 def test_a_gradient_with_a_missing_or_impossible_value_is_malformed(key: str, value: Any) -> None:
@@ -176,7 +179,10 @@ def test_no_frame_makes_unpack_fail_otherwise_than_by_saying_so(frame: bytes) ->
 
 
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=6) | st.binary(max_size=6),
+    st.one_of(
+        *(st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1)),
+        *(st.floats(), st.text(max_size=6), st.binary(max_size=6)),
+    ),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
     max_leaves=8,
 )

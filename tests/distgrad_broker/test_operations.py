@@ -152,7 +152,7 @@ def test_leave_follows_flush() -> None:
     kit = Kit()
     kit.hello(generated=True)
     kit.push(1)
-    keys = {"worker": "w", "session": kit.sessions["w"]}
+    keys: dict[str, Any] = {"worker": "w", "session": kit.sessions["w"]}
     assert kit.ask("leave", **keys)["error"] == "invalid"
     kit.work()
 
@@ -394,7 +394,7 @@ def test_more_workers_than_a_header_holds_are_told_in_parts() -> None:
     kit = Kit()
     names = [f"{number:03}" + "\N{SNOWMAN}" * 125 for number in range(150)]
     for name in names:
-        kit.hello(name)
+        kit.hello(name, name[:3].encode() * 3)
 
     told: list[str] = []
     first: int | None = 0

@@ -79,7 +79,7 @@ def test_a_pull_that_waits_hears_that_the_parameters_were_replaced_or_taken_away
 def test_a_repeat_replaces_the_pull_that_waits(client: bytes | None) -> None:
     kit = Kit()
     kit.hello()
-    keys = {"newer_than": ["one", 0, 0], "wait_s": 5.0, "client": client}
+    keys: dict[str, Any] = {"newer_than": ["one", 0, 0], "wait_s": 5.0, "client": client}
     kit.send("get", envelope=b"socket", id=1, **keys)
     kit.send("get", envelope=b"socket" if client is None else b"new socket", id=2, **keys)
 

@@ -85,7 +85,7 @@ def test_what_is_settled_beyond_the_end_is_still_in_order() -> None:
         (2048, 1, 4096, True),
     ],
 )
-def test_room_is_limited_by_the_grant_and_by_the_window(limit: int | None, kept: int, grant: int, has_room: bool) -> None:
+def test_room_is_limited_by_grant_and_window(limit: int | None, kept: int, grant: int, has_room: bool) -> None:
     assert window(*[1024] * kept, limit_bytes=limit).has_room(1024, grant) is has_room
 
 
@@ -129,9 +129,8 @@ def test_payloads_of_another_layout_that_were_not_sent_are_let_go_but_not_their_
     assert [(entry.number, list(entry.parts)) for entry in entries] == [(2, []), (3, [])]
 
 
-STEPS = st.lists(
-    st.tuples(st.sampled_from(["add", "send", "settle", "rewind", "give up", "disown"]), st.integers(0, 6000)), max_size=50
-)
+ACTIONS = st.sampled_from(["add", "send", "settle", "rewind", "give up", "disown"])
+STEPS = st.lists(st.tuples(ACTIONS, st.integers(0, 6000)), max_size=50)
 
 
 @settings(max_examples=300, deadline=None)

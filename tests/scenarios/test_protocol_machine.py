@@ -7,8 +7,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
+from distgrad.wire import pack
 from support.simulated import LARGE, SMALL, Network, Pipe, SimulatedWorker
 
 INDEX = st.integers(0, 7)
@@ -140,8 +148,6 @@ class Protocol(RuleBasedStateMachine):
         ),
     )
     def garbage_arrives(self, frames: list[bytes], header: dict[str, Any]) -> None:
-        from distgrad.wire import pack
-
         self.network.give_gradient(frames)
         self.network.give_gradient([pack({"v": 1, "kind": "gradient", **header}), *frames])
 
@@ -185,7 +191,7 @@ class Protocol(RuleBasedStateMachine):
 
 
 QUICK = settings(
-    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=400, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
 THOROUGH = settings(QUICK, max_examples=5_000, stateful_step_count=60, derandomize=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from contextlib import ExitStack
 
@@ -10,15 +11,15 @@ import pytest
 
 from distgrad import Admin
 from support.processes import Process
-from support.proxy import CuttingProxy, budgets
+from support.proxy import Budgets, CuttingProxy, budgets
 
 WORKERS = 8
 GRADIENTS = 1000
 FLOATS = 10_000
 # Each worker's gradients are 40 MB, so a connection for each of at most 1.6 MB means 25 cuts or more.
 GRADIENT_BUDGET = (900_000, 1_600_000)
-# Some let a few heartbeats through, some let parameters (40 kB) through as well.
-CONTROL_BUDGET = (2_000, 200_000)
+# One connection of four lets some heartbeats through, the others parameters (40 kB) as well.
+CONTROL_BUDGETS = ((2_000, 8_000), (60_000, 200_000))
 
 PUSHER = f"""
 import sys
@@ -31,11 +32,21 @@ with Worker(control, worker_id=f"worker-{{seed}}", gradients=gradients, timeout=
     worker.initialize({{"w": np.zeros({FLOATS}, np.float32)}})
     for step in range({GRADIENTS}):
         worker.push({{"w": chance.integers(-3, 4, {FLOATS}).astype(np.float32)}})
-        if step in (300, 600):
+        if step == 500:
             worker.pull()
     worker.flush(timeout=100)
     print("flushed", worker.settled)
 """
+
+
+def control_budgets(seed: int) -> Budgets:
+    # The first connection, which keeps the lease, is soon cut. Then chance decides: taking turns could fall into step
+    # with a client that connects twice for each try.
+    chance = random.Random(seed)
+    few, many = (budgets(seed, low, high) for low, high in CONTROL_BUDGETS)
+    yield next(few)
+    while True:
+        yield next(chance.choice((few, many, many, many)))
 
 
 def exact_sum() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -57,7 +68,7 @@ def test_through_connections_that_are_cut_every_gradient_counts_exactly_once() -
         proxy = stack.enter_context(CuttingProxy())
         workers = []
         for seed in range(WORKERS):
-            control = proxy.listen(line[1], f"control-{seed}", budgets(seed, *CONTROL_BUDGET))
+            control = proxy.listen(line[1], f"control-{seed}", control_budgets(seed))
             gradients = proxy.listen(line[2], f"gradients-{seed}", budgets(100 + seed, *GRADIENT_BUDGET))
             program = (sys.executable, "-c", PUSHER)
             workers.append(stack.enter_context(Process(control, gradients, seed, program=program)))

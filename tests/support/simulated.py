@@ -1,7 +1,7 @@
 """The real core and real sessions on a network that a test plays by hand: nothing moves unless it is told to.
 
-Real bytes travel: headers are packed and unpacked, gradients are parsed, payloads are frames. What each gradient's outcome was is
-recorded here, beside the core's own books, so that the two can be compared.
+Real bytes travel: headers are packed and unpacked, gradients are parsed, payloads are frames. What became of each
+gradient is written down here, beside the core's own books, so that the two can be compared.
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ import numpy as np
 
 from distgrad import wire
 from distgrad.codec import encode
-from distgrad.errors import BrokerRestarted, DeliveryFailed, DistgradError, GradientRefused, LayoutError, MalformedMessage, from_code
+from distgrad.errors import (
+    BrokerRestarted,
+    DeliveryFailed,
+    DistgradError,
+    GradientRefused,
+    LayoutError,
+    MalformedMessage,
+    from_code,
+)
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad_broker.core import Core
@@ -158,8 +166,9 @@ class SimulatedWorker:
         """Begin to push a gradient; it waits if there is no grant for it."""
         session = self.session
         if self.waiting is None and session.layout is not None:
-            arenas = [np.full(a.size, values, a.dtype) for a in session.layout.arenas[: session.layout.n_trainable_arenas]]
-            arenas[0][self.uid % 8] += 1
+            trained = [arena for arena in session.layout.arenas if arena.trainable]
+            arenas = [np.full(arena.size, values, arena.dtype) for arena in trained]
+            arenas[0][self.uid % 8] += 1  # so that a mix-up of two workers changes the sum
             self.waiting = session.layout, arenas
         self.pump()
 
@@ -349,7 +358,7 @@ class Network:
         for _ in range(MAX_ROUNDS):
             self.heal(0.5)
             self.check()
-            if not any(worker.waiting or len(worker.session.window) or worker.session.phase != OPEN for worker in self.alive):
+            if not any(w.waiting or len(w.session.window) or w.session.phase != OPEN for w in self.alive):
                 break
         else:
             raise AssertionError("a livelock: something is never settled")

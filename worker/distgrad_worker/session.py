@@ -353,8 +353,8 @@ class Session:
         self._accepted = accepted
         self._take_grant(header)
         self._take_state(header)
-        # What is settled is taken from heartbeats alone: they also tell what was refused, and a flush must not end before
-        # that is known.
+        # What is settled is taken from heartbeats alone: they also tell what was refused, and a flush must not end
+        # before that is known.
         if self._rewind_due:
             window.rewind(accepted)
             self._rewind_due = False

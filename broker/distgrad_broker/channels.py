@@ -135,9 +135,9 @@ class ControlChannel:
         Parameters
         ----------
         reply : Reply
-            Its frames are copied into ZeroMQ, so that no reader, however slow, holds on to the parameters.
+            Its frames are copied into ZeroMQ unless they are lent, so that readers, however slow, pin one version.
         """
-        if not self.socket.send_multipart([*reply.envelope, pack(reply.header), *reply.frames], copy=True):
+        if not self.socket.send_multipart([*reply.envelope, pack(reply.header), *reply.frames], copy=not reply.lends):
             self.dropped_replies += 1
 
     def _request(self, envelope: Envelope, rest: list[Any]) -> Event:

@@ -82,11 +82,12 @@ Event = (
 
 
 class Reply(NamedTuple):
-    """Send this reply. The frames may be views of the parameters: send or copy them before the next event."""
+    """Send this reply, before the next event: the frames may be views of the parameters, to be copied unless lent."""
 
     envelope: Envelope
     header: dict[str, Any]
     frames: Sequence[Any] = ()
+    lends: bool = False
 
 
 class SaveParameters(NamedTuple):

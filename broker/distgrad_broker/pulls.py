@@ -6,22 +6,37 @@ from collections.abc import Sequence
 from typing import Any
 
 from distgrad.errors import MalformedMessage
-from distgrad.wire import RANGE_PARTS, State, field, parse_state
+from distgrad.wire import State, field, parse_state
 from distgrad_broker.events import RequestReceived
 from distgrad_broker.requests import RequestError
 from distgrad_broker.state import CoreState, Waiter
 
 MAX_WAIT_S = 5.0
+# A pull that waits for its turn to read a large version is tried this often,
+TURN_CHECK_S = 0.005
+# and after this long the reader that is least far loses its version.
+TURN_WAIT_S = 1.0
 
 
 class PullWait:
-    """What a waiting pull asked for."""
+    """What a waiting pull asked for.
 
-    __slots__ = ("have", "newer_than")
+    Parameters
+    ----------
+    newer_than : State or None
+        What its client has.
+    have : int or None
+        The layout that its client knows.
+    """
+
+    __slots__ = ("have", "newer_than", "queued_at", "waits_since")
 
     def __init__(self, newer_than: State | None, have: int | None) -> None:
         self.newer_than = newer_than
         self.have = have
+        # Since when it waits for its turn to read a large version, if it does, and since when its predecessor did.
+        self.queued_at: float | None = None
+        self.waits_since: float | None = None
 
 
 def get(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
@@ -54,17 +69,18 @@ def get(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) 
     wanted = PullWait(None if newer_than is None else parse_state(newer_than), have)
     if state.versions.layout is None:
         raise RequestError("no_parameters", "no parameters were set yet; use set, or initialize from a worker")
+    key = waiter.client or waiter.envelope
+    former = state.pulls.pop(key, None)
+    if former is not None:
+        former.is_done = True  # a repeat replaces it: nobody listens for the former reply any more
+        wanted.waits_since = former.data.queued_at
+    waiter.data = wanted
     if _is_news(state, wanted):
-        _serve(state, waiter, wanted, now)
+        _serve(state, key, waiter, now)
     elif wait_s <= 0:
-        state.answer(waiter, {"unchanged": True, "parts": 0, "first": 0, "token": None, "layout": False})
+        state.answer(waiter, _UNCHANGED)
     else:
         waiter.deadline = now + wait_s
-        waiter.data = wanted
-        key = waiter.client or waiter.envelope
-        former = state.pulls.pop(key, None)
-        if former is not None:
-            former.is_done = True  # a repeat replaces it: nobody listens for the former reply any more
         state.pulls[key] = waiter
         state.wait(waiter, lambda late, _: _give_up(state, key, late))
 
@@ -95,8 +111,9 @@ def read_range(state: CoreState, request: RequestReceived, waiter: Waiter, now: 
     found = state.versions.read(token, first, now)
     if found is None:
         raise RequestError("revoked", "the snapshot behind this token is gone; get again")
-    parts, n_parts = found
-    state.answer(waiter, {"parts": n_parts, "first": first}, parts)
+    state.answer(waiter, {"parts": found.n_parts, "first": first}, found.parts, lends=found.is_lent)
+    if state.pulls:
+        answer_all(state, now)
 
 
 def answer_all(state: CoreState, now: float) -> None:
@@ -114,8 +131,7 @@ def answer_all(state: CoreState, now: float) -> None:
             del state.pulls[key]
             state.fail(waiter, RequestError("no_parameters", "the parameters were taken away"))
         elif _is_news(state, waiter.data):
-            del state.pulls[key]
-            _serve(state, waiter, waiter.data, now)
+            _serve(state, key, waiter, now)
 
 
 def _is_news(state: CoreState, wanted: PullWait) -> bool:
@@ -125,18 +141,60 @@ def _is_news(state: CoreState, wanted: PullWait) -> bool:
     return state.versions.version > known.version
 
 
-def _serve(state: CoreState, waiter: Waiter, wanted: PullWait, now: float) -> None:
-    layout = state.versions.layout
-    assert layout is not None  # both callers have looked
-    token, parts, n_parts = state.versions.open(now)
+def _serve(state: CoreState, key: Any, waiter: Waiter, now: float) -> None:
+    layout, wanted = state.versions.layout, waiter.data
+    assert layout is not None  # all callers have looked
+    opened = state.versions.open(now)
+    if opened is None:
+        _queue(state, key, waiter, now)
+        return
+    state.pulls.pop(key, None)
     sends_layout = wanted.have != layout.fingerprint
-    frames: Sequence[Any] = [layout.to_frame(), *parts] if sends_layout else parts
-    fields = {"unchanged": False, "parts": n_parts, "first": 0, "token": token, "layout": sends_layout}
-    assert len(parts) <= RANGE_PARTS
-    state.answer(waiter, fields, frames)
+    frames: Sequence[Any] = [layout.to_frame(), *opened.parts] if sends_layout else opened.parts
+    fields = {
+        "unchanged": False,
+        "parts": opened.n_parts,
+        "first": 0,
+        "token": opened.token,
+        "layout": sends_layout,
+    }
+    state.answer(waiter, fields, frames, lends=opened.is_lent)
+
+
+def _queue(state: CoreState, key: Any, waiter: Waiter, now: float) -> None:
+    """Let a pull wait for its turn: as many versions as fit in memory are being read."""
+    state.pulls[key] = waiter
+    if waiter.data.queued_at is not None:
+        return
+    waiter.data.queued_at = now if waiter.data.waits_since is None else waiter.data.waits_since
+    # What frees a version is ZeroMQ's having sent it, and that is no event: so it is looked at again and again.
+    waiter.deadline = now + TURN_CHECK_S
+
+    def look_again(late: Waiter, then: float) -> None:
+        if state.pulls.get(key) is not late:
+            return
+        if state.versions.layout is not None:
+            _serve(state, key, late, then)
+        if late.is_done:
+            return
+        waited_s = then - late.data.queued_at
+        if waited_s > MAX_WAIT_S:
+            del state.pulls[key]
+            state.fail(late, RequestError("revoked", "too many versions are being read at once; get again"))
+            return
+        if waited_s > TURN_WAIT_S and then > state.relieved_at + TURN_WAIT_S:
+            state.relieved_at = then
+            state.versions.relieve()
+        late.deadline = then + TURN_CHECK_S
+        state.wait(late, look_again)
+
+    state.wait(waiter, look_again)
 
 
 def _give_up(state: CoreState, key: Any, waiter: Waiter) -> None:
     if state.pulls.get(key) is waiter:
         del state.pulls[key]
-    state.answer(waiter, {"unchanged": True, "parts": 0, "first": 0, "token": None, "layout": False})
+    state.answer(waiter, _UNCHANGED)
+
+
+_UNCHANGED = {"unchanged": True, "parts": 0, "first": 0, "token": None, "layout": False}

@@ -102,6 +102,7 @@ class CoreState:
         self.saves: dict[int, tuple[str, Waiter]] = {}
         self.saves_asked = 0
         self.busy_s = 0.0
+        self.relieved_at = 0.0
         self.next_sweep = 0.0
         self.outcomes: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
@@ -230,7 +231,9 @@ class CoreState:
             header["detail"] = error.detail
         return header
 
-    def answer(self, waiter: Waiter, fields: dict[str, Any], frames: Sequence[Any] = ()) -> None:
+    def answer(
+        self, waiter: Waiter, fields: dict[str, Any], frames: Sequence[Any] = (), *, lends: bool = False
+    ) -> None:
         """Give a waiting request its reply, once.
 
         Parameters
@@ -241,8 +244,10 @@ class CoreState:
             The operation's own keys.
         frames : sequence of buffers
             Raw frames behind the header.
+        lends : bool
+            Whether they may be sent without a copy.
         """
-        self._give(waiter, self.reply_header(waiter.request_id, fields), frames)
+        self._give(waiter, self.reply_header(waiter.request_id, fields), frames, lends)
 
     def fail(self, waiter: Waiter, error: RequestError) -> None:
         """Give a waiting request an error, once.
@@ -268,13 +273,13 @@ class CoreState:
         """
         self._give(waiter, header, ())
 
-    def _give(self, waiter: Waiter, header: dict[str, Any], frames: Sequence[Any]) -> None:
+    def _give(self, waiter: Waiter, header: dict[str, Any], frames: Sequence[Any], lends: bool = False) -> None:
         if waiter.is_done:
             return
         waiter.is_done = True
         if waiter.client is not None and waiter.request_id is not None:
             self.remembered.finish(waiter.client, waiter.request_id, header)
-        self.effects.append(Reply(waiter.envelope, header, frames))
+        self.effects.append(Reply(waiter.envelope, header, frames, lends))
 
     def wait(self, waiter: Waiter, on_deadline: Any) -> None:
         """Let a request wait.

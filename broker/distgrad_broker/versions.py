@@ -1,15 +1,19 @@
 """Versions of the parameters: an update writes the next one beside the current one, readers hold what they read.
 
-The pool keeps the current version, one spare, and at most `MAX_HELD` older versions that somebody still reads in
-ranges (PROTOCOL 14). When one more would be needed, the hold that is least worth keeping is revoked: a reader that
-went quiet first, else the one that has read least, so that whoever is furthest on always finishes. An update
-therefore never waits for a reader, and memory never depends on how many readers there are.
+There are at most `MAX_BUFFERS` versions in memory, however many readers there are and however slow (PROTOCOL 14):
+the current one, and two more, each a spare or a former version that somebody still reads in ranges. An update never
+waits for a reader. Where both others are being read it is made in place: nobody reads the current one then, because
+
+- at most `MAX_HELD` different versions are read at a time; who would begin on one more has to wait (`Versions.open`
+  gives None), and then begins together with all others who waited, on the version that is then current;
+- whoever makes others wait for too long loses its hold (`Versions.relieve`): a reader that went quiet first, else the
+  one that has read least, so that whoever is furthest on always finishes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,10 +23,35 @@ from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad.storage import Storage
 from distgrad.wire import RANGE_PARTS, Gradient
+from distgrad_broker.loans import Loans
 
+MAX_BUFFERS = 3
 MAX_HELD = 2
+# A hold keeps a view of every part: who asks again and again without reading on must not fill the memory with them.
+MAX_READERS = 256
 # A reader that asks for nothing for this long is the first to lose its hold.
 QUIET_S = 2.0
+
+
+class Range(NamedTuple):
+    """Some parts of one version.
+
+    Attributes
+    ----------
+    token : str or None
+        To read on with; None if all parts are here.
+    parts : sequence of bytes or memoryview
+        Valid until the next update, or if they are lent until they are dropped.
+    n_parts : int
+        How many parts the version has.
+    is_lent : bool
+        Whether the parts may be sent without a copy.
+    """
+
+    token: str | None
+    parts: Sequence[bytes | memoryview]
+    n_parts: int
+    is_lent: bool
 
 
 class Hold:
@@ -52,6 +81,9 @@ class Versions:
     def __init__(self, holder: ParameterHolder) -> None:
         self.holder = holder
         self._spare: Storage | None = None
+        self._loans = Loans()
+        # A former version that nobody holds, but that ZeroMQ still sends from.
+        self._returning: Storage | None = None
         self._holds: dict[str, Hold] = {}
         self._tokens_issued = 0
         # How often the parameters were replaced.
@@ -72,7 +104,7 @@ class Versions:
     @property
     def held(self) -> int:
         """How many older versions are kept for readers."""
-        return len(self._held_storages())
+        return sum(storage is not self.holder.storage for storage in self._occupied().values())
 
     def apply(self, gradient: Gradient) -> None:
         """Apply one gradient and swap the new version in.
@@ -94,13 +126,12 @@ class Versions:
         arrays = decode(layout, gradient.encoding, gradient.parts, gradient.size)
         spare = self._spare
         if spare is None:
-            spare = self._find_spare()
-        self._spare = spare
+            spare = self._spare = self._find_spare()
         former = holder.apply(arrays, spare=spare)
         # Only now: a refused gradient leaves the spare where it was.
         self._spare = None
-        if former is not None and not (self._holds and self._is_read(former)):
-            self._spare = former
+        if former is not None:
+            self._retire(former)
 
     def set(self, layout: Layout, arenas: Sequence[np.ndarray[Any, Any]]) -> None:
         """Replace the parameters; every reader has to start again.
@@ -120,7 +151,7 @@ class Versions:
         self._drop_readers()
         self.holder.clear()
 
-    def open(self, now: float) -> tuple[str | None, Sequence[bytes | memoryview], int]:
+    def open(self, now: float) -> Range | None:
         """Begin to read the current version.
 
         Parameters
@@ -130,22 +161,19 @@ class Versions:
 
         Returns
         -------
-        token : str or None
-            For `read`; None if all parts are here.
-        parts : sequence of bytes or memoryview
-            The first parts; valid until the next update.
-        n_parts : int
-            How many there are in all.
+        Range or None
+            The first parts. None if too many versions are being read: ask again after `read`, `release` or `relieve`.
         """
         layout, storage = self._current()
         n_parts = len(layout.parts())
         if n_parts <= RANGE_PARTS:
-            return None, encode(layout, storage.arenas, trained_only=False), n_parts
-        hold = self._hold(layout, storage, now)
-        hold.parts_read = RANGE_PARTS
-        return hold.token, hold.parts[:RANGE_PARTS], n_parts
+            return Range(None, encode(layout, storage.arenas, trained_only=False), n_parts, False)
+        occupied = self._occupied()
+        if id(storage) not in occupied and len(occupied) >= MAX_HELD:
+            return None
+        return self._serve(self._hold(layout, storage, now), 0)
 
-    def read(self, token: str, first: int, now: float) -> tuple[Sequence[bytes | memoryview], int] | None:
+    def read(self, token: str, first: int, now: float) -> Range | None:
         """Read on in a held version.
 
         Parameters
@@ -159,15 +187,14 @@ class Versions:
 
         Returns
         -------
-        tuple of (parts, n_parts) or None
-            Valid until the next update; None if the hold is gone.
+        Range or None
+            None if the hold is gone.
         """
         hold = self._holds.get(token)
         if hold is None or token in self._pinned:
             return None
         hold.last_used = now
-        hold.parts_read = max(hold.parts_read, first + RANGE_PARTS)
-        return hold.parts[first : first + RANGE_PARTS], len(hold.parts)
+        return self._serve(hold, first)
 
     def pin(self, now: float) -> tuple[str, Layout, list[Any], int]:
         """Hold the current version so that it is not revoked, for the file thread.
@@ -203,11 +230,29 @@ class Versions:
         """
         self._pinned.discard(token)
         hold = self._holds.pop(token, None)
-        if hold is None or self._is_read(hold.storage) or hold.storage is self.holder.storage:
+        if hold is None or hold.storage is self.holder.storage:
             return
         # A buffer of parameters that were replaced shares their integers, even if the layout is the same.
-        if self._spare is None and hold.generation == self._generation:
-            self._spare = hold.storage
+        if hold.generation == self._generation:
+            self._retire(hold.storage)
+
+    def relieve(self) -> None:
+        """Revoke the hold that is least worth keeping, because others have waited for it for too long."""
+        readers = [hold for token, hold in self._holds.items() if token not in self._pinned]
+        if not readers:
+            return
+        newest = max(hold.last_used for hold in readers)
+
+        def worth(storage: Storage) -> tuple[bool, int]:
+            those = [hold for hold in readers if hold.storage is storage]
+            is_active = any(newest - hold.last_used <= QUIET_S for hold in those)
+            return is_active, max(hold.parts_read for hold in those)
+
+        victim = min((hold.storage for hold in readers), key=worth)
+        for hold in readers:
+            if hold.storage is victim:
+                self.revoked += 1
+                self.release(hold.token)
 
     def expire(self, now: float) -> None:
         """Drop the holds of readers that went quiet.
@@ -228,10 +273,30 @@ class Versions:
         return layout, storage
 
     def _hold(self, layout: Layout, storage: Storage, now: float) -> Hold:
+        readers = [token for token in self._holds if token not in self._pinned]
+        if len(readers) >= MAX_READERS:
+            quietest = min(readers, key=lambda token: self._holds[token].last_used)
+            self.revoked += 1
+            self.release(quietest)
         self._tokens_issued += 1
         hold = Hold(f"s{self._tokens_issued}", self._generation, layout, storage, self.holder.version, now)
         self._holds[hold.token] = hold
         return hold
+
+    def _serve(self, hold: Hold, first: int) -> Range:
+        hold.parts_read = max(hold.parts_read, first + RANGE_PARTS)
+        parts = hold.parts[first : first + RANGE_PARTS]
+        lent = self._loans.lend(hold.storage, parts)
+        return Range(hold.token, parts if lent is None else lent, len(hold.parts), lent is not None)
+
+    def _retire(self, storage: Storage) -> None:
+        """Find a use for a version that is not the current one any more."""
+        if self._holds and self._is_read(storage):
+            return  # release comes back to it
+        if self._loans.covers(storage):
+            self._returning = storage
+        elif self._spare is None:
+            self._spare = storage
 
     def _is_read(self, storage: Storage) -> bool:
         """Tell whether a reader still needs this version; forget the readers that have read all of it.
@@ -244,33 +309,33 @@ class Versions:
                 del self._holds[hold.token]
         return any(hold.token in self._holds for hold in readers)
 
-    def _held_storages(self) -> dict[int, Storage]:
+    def _occupied(self) -> dict[int, Storage]:
+        """Find the versions that must not be written to: somebody reads them, or ZeroMQ does."""
         current = self.holder.storage
-        return {id(h.storage): h.storage for h in self._holds.values() if h.storage is not current}
+        occupied = {}
+        for key, storage in {id(hold.storage): hold.storage for hold in self._holds.values()}.items():
+            if self._is_read(storage):
+                occupied[key] = storage
+            elif storage is not current:
+                self._retire(storage)
+        for lent in (current, self._returning):
+            if lent is not None and self._loans.covers(lent):
+                occupied[id(lent)] = lent
+        return occupied
 
-    def _find_spare(self) -> Storage:
-        held = self._held_storages()
-        # The file thread's version is never taken from it; it is given back soon, and there is at most one.
-        revocable = [s for s in held.values() if not any(self._holds[t].storage is s for t in self._pinned)]
-        if len(revocable) < MAX_HELD:
-            return self.holder.new_spare()
-
-        newest = max(hold.last_used for hold in self._holds.values())
-
-        def worth(storage: Storage) -> tuple[bool, int]:
-            # Who has read everything is kept only in case its last range was lost on its way.
-            readers = [h for h in self._holds.values() if h.storage is storage and h.parts_read < len(h.parts)]
-            is_active = any(newest - hold.last_used <= QUIET_S for hold in readers)
-            return is_active, max((hold.parts_read for hold in readers), default=0)
-
-        victim = min(revocable, key=worth)
-        for token in [token for token, hold in self._holds.items() if hold.storage is victim]:
-            hold = self._holds.pop(token)
-            self.revoked += hold.parts_read < len(hold.parts)
-        return victim
+    def _find_spare(self) -> Storage | None:
+        """Find or make a buffer for the next version; None lets it be made in place."""
+        if self._returning is not None and not self._loans.covers(self._returning):
+            returned, self._returning = self._returning, None
+            return returned
+        occupied = self._occupied()
+        is_current_read = id(self.holder.storage) in occupied
+        buffers = len(occupied) + (not is_current_read)
+        # Only the file thread's hold, which nobody refuses, can make the current version a third one that is read.
+        return self.holder.new_spare() if buffers < MAX_BUFFERS or is_current_read else None
 
     def _drop_readers(self) -> None:
-        self._spare = None
+        self._spare = self._returning = None
         self._generation += 1
         for token in [token for token in self._holds if token not in self._pinned]:
             del self._holds[token]

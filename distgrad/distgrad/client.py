@@ -133,6 +133,7 @@ class ControlClient:
         self._socket: sockets.OwnedSocket | None = None
         self._links: sockets.LinkMonitor | None = None
         self._link: sockets.Link | None = None
+        self._was_up = self._was_cut = False
         self._is_asking = False
 
     def __enter__(self) -> ControlClient:
@@ -298,9 +299,11 @@ class ControlClient:
             self._note_links()
             if time.monotonic() >= pending.deadline:
                 raise self._unreachable(pending)
-            pending.retry_s = min(2 * pending.retry_s, LAST_RETRY_S)
-            if pending.transfer_bytes >= _LARGE_BYTES:
-                self._pace = max(self._pace / 2, _SLOWEST_BYTES_PER_S)
+            # A connection that broke says nothing about the pace of broker and link.
+            if not self._was_cut:
+                pending.retry_s = min(2 * pending.retry_s, LAST_RETRY_S)
+                if pending.transfer_bytes >= _LARGE_BYTES:
+                    self._pace = max(self._pace / 2, _SLOWEST_BYTES_PER_S)
             self._drop_socket()
             self._transmit(pending)
 
@@ -317,6 +320,8 @@ class ControlClient:
         if self._socket is None:
             self._socket = sockets.control_client(self._context, self.address.endpoint, keys=self._keys)
             self._links = sockets.monitor(self._socket)
+            self._was_up = False
+        self._was_cut = False
         self._is_asking = True
         self._socket.send_multipart(pending.message)
         pending.sent_at = time.monotonic()
@@ -327,7 +332,9 @@ class ControlClient:
             remaining = until - time.monotonic()
             if self._socket is not None and self._socket.poll(math.ceil(1000 * max(0.0, min(remaining, _SLICE_S)))):
                 return True
-            if remaining <= _SLICE_S:
+            # What was under way on a connection that broke is gone: no use to wait for it.
+            self._note_links()
+            if remaining <= _SLICE_S or self._was_cut:
                 return False
 
     def _read(self, pending: Pending) -> Reply | None:
@@ -375,7 +382,11 @@ class ControlClient:
     def _note_links(self) -> None:
         if self._links is not None:
             for link in self._links.drain():
-                if link is sockets.Link.LOST and self._link is not sockets.Link.UP:
+                if link is sockets.Link.UP:
+                    self._was_up = True
+                elif link is sockets.Link.LOST and self._was_up:
+                    self._was_cut = True
+                elif link is sockets.Link.LOST:
                     # Lost before it was up. If a definite cause was told, on this try or a former one, it stays.
                     link = self._link if self._link in _DEFINITE else sockets.Link.UNFINISHED
                 self._link = link

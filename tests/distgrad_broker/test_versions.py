@@ -9,7 +9,7 @@ from distgrad.errors import GradientRefused
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad.wire import RANGE_PARTS
-from distgrad_broker.versions import MAX_HELD, QUIET_S, Versions
+from distgrad_broker.versions import MAX_BUFFERS, MAX_HELD, MAX_READERS, QUIET_S, Versions
 from support.core_kit import Kit
 
 LARGE = Layout.of({"n": np.zeros(1, np.int64), "w": np.zeros(5 << 20, np.float32)})
@@ -30,16 +30,20 @@ class Pool:
             self.versions.apply(self.good)
 
     def open(self, now: float = 0.0) -> str:
-        token, _, _ = self.versions.open(now)
+        token = self.try_open(now)
         assert token is not None
         return token
+
+    def try_open(self, now: float = 0.0) -> str | None:
+        opened = self.versions.open(now)
+        return None if opened is None else opened.token
 
     def second_range(self, token: str, now: float = 0.0) -> float | None:
         """Read on, and tell the value that all numbers of the range have."""
         found = self.versions.read(token, RANGE_PARTS, now)
         if found is None:
             return None
-        values = {value for part in found[0][:-1] for value in np.frombuffer(part, np.float32)[:: 1 << 16]}
+        values = {value for part in found.parts[:-1] for value in np.frombuffer(part, np.float32)[:: 1 << 16]}
         (value,) = values
         return float(value)
 
@@ -92,30 +96,80 @@ def test_many_slow_readers_hold_few_versions_and_delay_no_update() -> None:
     pool = Pool()
     tokens = []
     for _ in range(3 * MAX_HELD):
-        tokens.append(pool.open())
+        tokens.append(pool.try_open())
         pool.update()
 
-    assert pool.versions.held <= MAX_HELD
-    assert pool.buffers() <= MAX_HELD + 2
-    assert pool.versions.revoked == 2 * MAX_HELD
-    assert sum(pool.second_range(token) is not None for token in tokens) == MAX_HELD
+    assert pool.versions.version == 3 * MAX_HELD
+    assert pool.versions.held == MAX_HELD
+    assert pool.buffers() == MAX_BUFFERS
+    assert [token is not None for token in tokens] == [True] * MAX_HELD + [False] * 2 * MAX_HELD
+    assert [pool.second_range(token) for token in tokens[:MAX_HELD] if token] == [0.0, -1.0]
 
 
-def test_a_reader_that_went_quiet_is_revoked_first_and_then_the_one_that_has_read_least() -> None:
+def test_a_bad_gradient_changes_nothing_where_updates_are_made_in_place() -> None:
+    pool = Pool()
+    for _ in range(MAX_HELD):
+        pool.open()
+        pool.update()
+    pool.update()
+
+    with pytest.raises(GradientRefused):
+        pool.versions.apply(pool.bad)
+
+    assert pool.versions.holder.storage is not None
+    assert set(pool.versions.holder.storage.arenas[0].tolist()) == {-3.0}
+
+
+def test_who_waits_for_too_long_gets_the_place_of_a_quiet_reader_or_of_the_one_that_is_least_far() -> None:
     pool = Pool()
     quiet = pool.open(now=0.0)
     pool.update()
-    first = pool.open(now=QUIET_S + 1)
+    beginner = pool.open(now=QUIET_S + 1)
     pool.update()
-    second = pool.open(now=QUIET_S + 1)
-    pool.update()
+    assert pool.try_open(QUIET_S + 1) is None
+
+    pool.versions.relieve()
     assert pool.second_range(quiet) is None
-    assert pool.second_range(second, QUIET_S + 1) == -2.0
-
-    pool.open(now=QUIET_S + 1)
+    third = pool.open(now=QUIET_S + 1)
+    pool.versions.read(third, 1, QUIET_S + 1)
     pool.update()
+    assert pool.try_open(QUIET_S + 1) is None
 
-    assert pool.second_range(first, QUIET_S + 1) == -1.0, "the other had read all that it wanted"
+    pool.versions.relieve()
+    assert pool.second_range(beginner) is None
+    assert pool.second_range(third, QUIET_S + 1) == -2.0
+    assert pool.versions.revoked == 2
+
+
+def test_readers_of_one_version_share_it() -> None:
+    pool = Pool()
+    tokens = [pool.open() for _ in range(5)]
+    pool.update(3)
+
+    assert pool.versions.held == 1
+    assert pool.buffers() == MAX_BUFFERS
+    assert {pool.second_range(token) for token in tokens} == {0.0}
+
+
+def test_what_is_lent_is_not_written_to_and_only_one_version_is_lent() -> None:
+    pool = Pool()
+    lent = pool.versions.open(0.0)
+    assert lent is not None
+    assert lent.token is not None
+    assert lent.is_lent
+    pool.versions.release(lent.token)
+    pool.update()
+    copied = pool.versions.open(0.0)
+    assert copied is not None
+    assert not copied.is_lent
+    pool.update(3)
+
+    assert {value for part in lent.parts[1:] for value in np.frombuffer(part, np.float32)[:: 1 << 16]} == {0.0}
+    assert pool.buffers() <= MAX_BUFFERS
+    del lent, copied
+    again = pool.versions.open(0.0)
+    assert again is not None
+    assert again.is_lent
 
 
 def test_who_has_read_everything_holds_nothing() -> None:
@@ -142,12 +196,25 @@ def test_quiet_readers_are_forgotten_in_the_end() -> None:
     assert pool.second_range(token) is None
 
 
+def test_readers_that_only_ever_begin_are_bounded() -> None:
+    """Regression: each get of a large model was kept for half a minute, however many came."""
+    pool = Pool()
+    pinned = pool.versions.pin(0.0)[0]
+    tokens = [pool.open(now=float(number)) for number in range(MAX_READERS + 5)]
+
+    assert pool.second_range(tokens[4]) is None
+    assert pool.second_range(tokens[5]) == 0.0
+    assert pool.versions.revoked == 5
+    assert pinned in pool.versions._pinned
+
+
 def test_a_pinned_version_is_never_revoked_and_comes_back_when_it_is_released() -> None:
     pool = Pool()
     token, layout, arenas, version = pool.versions.pin(0.0)
     for _ in range(3 * MAX_HELD):
         pool.update()
-        pool.open()
+        pool.try_open()
+        pool.versions.relieve()
     pool.versions.expire(1000.0)
 
     assert (layout, version, float(arenas[0].sum())) == (LARGE, 0, 0.0)

@@ -17,7 +17,8 @@ from hypothesis.stateful import (
 )
 
 from distgrad.wire import pack
-from support.simulated import LARGE, SMALL, Network, Pipe, SimulatedWorker
+from support.simulated import Network, Pipe, SimulatedWorker
+from support.simulated_broker import LARGE, SMALL
 
 INDEX = st.integers(0, 7)
 FEW = st.integers(0, 3)

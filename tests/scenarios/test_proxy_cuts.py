@@ -19,7 +19,7 @@ FLOATS = 10_000
 # Each worker's gradients are 40 MB, so a connection for each of at most 1.6 MB means 25 cuts or more.
 GRADIENT_BUDGET = (900_000, 1_600_000)
 # One connection of four lets some heartbeats through, the others parameters (40 kB) as well.
-CONTROL_BUDGETS = ((2_000, 8_000), (60_000, 200_000))
+CONTROL_BUDGETS = ((1_000, 3_000), (60_000, 200_000))
 
 PUSHER = f"""
 import sys
@@ -40,11 +40,11 @@ with Worker(control, worker_id=f"worker-{{seed}}", gradients=gradients, timeout=
 
 
 def control_budgets(seed: int) -> Budgets:
-    # The first connection, which keeps the lease, is soon cut. Then chance decides: taking turns could fall into step
-    # with a client that connects twice for each try.
+    # The first connections, for the lease and for the first pull, are soon cut. Then chance decides: taking turns could
+    # fall into step with a client that connects twice for each try.
     chance = random.Random(seed)
     few, many = (budgets(seed, low, high) for low, high in CONTROL_BUDGETS)
-    yield next(few)
+    yield from (next(few), next(few))
     while True:
         yield next(chance.choice((few, many, many, many)))
 
@@ -60,6 +60,8 @@ def exact_sum() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 
 @pytest.mark.timeout(300)
 def test_through_connections_that_are_cut_every_gradient_counts_exactly_once() -> None:
+    # Before anything runs: the proxy is a thread of this process, and would be slow beside it.
+    expected = exact_sum()
     with ExitStack() as stack:
         broker = stack.enter_context(
             Process("broker", "--control", "tcp://127.0.0.1:0", "--gradients", "tcp://127.0.0.1:0")
@@ -72,7 +74,6 @@ def test_through_connections_that_are_cut_every_gradient_counts_exactly_once() -
             gradients = proxy.listen(line[2], f"gradients-{seed}", budgets(100 + seed, *GRADIENT_BUDGET))
             program = (sys.executable, "-c", PUSHER)
             workers.append(stack.enter_context(Process(control, gradients, seed, program=program)))
-        expected = exact_sum()
 
         for worker in workers:
             worker.wait_for_line(rf"^flushed {GRADIENTS}$", timeout=240)
@@ -88,4 +89,4 @@ def test_through_connections_that_are_cut_every_gradient_counts_exactly_once() -
             cuts = proxy.cuts[f"gradients-{seed}"]
             assert len(cuts) >= 20
             assert sum(cuts) >= 5, "in mid-message"
-            assert len(proxy.cuts[f"control-{seed}"]) >= 1
+        assert sum(len(proxy.cuts[f"control-{seed}"]) for seed in range(WORKERS)) >= WORKERS

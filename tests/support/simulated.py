@@ -6,7 +6,6 @@ gradient is written down here, beside the core's own books, so that the two can 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,30 +22,13 @@ from distgrad.errors import (
     MalformedMessage,
     from_code,
 )
-from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
-from distgrad_broker.core import Core
 from distgrad_broker.events import Event, Reply, RequestReceived, SocketsDrained, WorkDue
-from distgrad_broker.members import LIVE, Member
-from distgrad_broker.policy import Asynchronous
-from distgrad_broker.state import CoreSettings
-from distgrad_broker.versions import Versions
+from distgrad_broker.members import LIVE
 from distgrad_worker.session import GREETING, MAX_TRIES, OPEN, Session
-
-# Two layouts whose gradients are charged 1,200 and 2,000 bytes: more than the least charge, and different.
-SMALL = Layout.of({"a": np.zeros(200, np.float32), "steps": np.zeros(2, np.int64), "z": np.zeros((2, 50), np.float32)})
-LARGE = Layout.of([np.zeros(300, np.float32), np.zeros(100, np.float64)])
+from support.simulated_broker import SMALL, Ledger, SimulatedBroker
 
 MAX_ROUNDS = 400  # of half a second: leases of the dead run out, and five attempts with doubled patience
-
-
-class Settled(NamedTuple):
-    """What became of one gradient, as seen from outside the core."""
-
-    incarnation: str
-    cursor: str
-    number: int
-    outcome: str
 
 
 class Pipe:
@@ -62,76 +44,6 @@ class Pipe:
         del self.messages[start : start + count]
         self.owner.losses += bool(lost)
         return bool(lost)
-
-
-class SimulatedBroker:
-    """One incarnation: a core, and a second set of books."""
-
-    def __init__(self, incarnation: str, queue_bytes: int, *, max_staleness: int | None = None) -> None:
-        settings = CoreSettings(incarnation=incarnation, gradients="tcp://127.0.0.1:5555", queue_bytes=queue_bytes)
-        self.versions = Versions(ParameterHolder(executor="numpy"))
-        self.core = Core(settings, self.versions, Asynchronous(max_staleness))
-        self.state = self.core.state
-        self.settled: list[Settled] = []
-        self.lapsed: set[Member] = set()
-        self._last: dict[Member, int] = {}
-        self.expected: list[np.ndarray[Any, Any]] = []
-
-    def handle(self, event: Event | wire.Gradient, now: float, ledger: Ledger) -> list[Reply]:
-        """Give the core an event, write down what it settled, and return its replies."""
-        state = self.state
-        before, outcomes, at = list(state.queue), Counter(state.outcomes), self.versions.version
-        effects = self.core.handle(event, now)
-        after = {id(gradient) for gradient in state.queue}
-        for gradient in before:
-            if id(gradient) in after:
-                continue
-            outcome = "cleared"
-            if isinstance(event, WorkDue):
-                (outcome,) = (state.outcomes - outcomes).elements()
-            self._write_down(gradient, outcome, ledger)
-        assert self.versions.version - at == (state.outcomes - outcomes)["applied"]
-        if isinstance(event, RequestReceived) and event.header["op"] == "hello":
-            member = state.members.get(event.header["worker"])
-            if member is not None and member.adopted:
-                self._last.pop(member, None)
-        self.lapsed.update(member for member in state.members if member.state != LIVE)
-        return [effect for effect in effects if isinstance(effect, Reply)]
-
-    def _write_down(self, gradient: wire.Gradient, outcome: str, ledger: Ledger) -> None:
-        cursor = str(gradient.cursor)
-        self.settled.append(Settled(self.state.incarnation, cursor, gradient.number, outcome))
-        member = self.state.members.get(gradient.worker)
-        assert member is not None
-        assert gradient.number == self._last.get(member, gradient.number - 1) + 1, "once, and in its worker's order"
-        self._last[member] = gradient.number
-        number, layout, arenas = ledger[cursor]
-        assert number == gradient.number
-        if outcome == "applied":
-            assert self.versions.layout == layout
-            for kept, step in zip(self.expected, arenas, strict=False):
-                kept -= step
-
-    def check(self) -> None:
-        """Compare the core's books with each other and with the budget."""
-        state = self.state
-        budget = state.grants.budget_bytes
-        members = list(state.members)
-        assert sum(member.committed for member in members) <= budget
-        assert state.queued_bytes == sum(gradient.charge for gradient in state.queue) <= budget
-        for member in members:
-            mine = [gradient for gradient in state.queue if gradient.worker == member.worker]
-            assert member.queued_bytes == sum(gradient.charge for gradient in mine) <= member.committed
-            assert member.promised <= member.committed
-            assert [gradient.number for gradient in mine] == list(range(member.settled + 1, member.accepted + 1))
-        if self.versions.layout is not None:
-            assert self.versions.holder.storage is not None
-            for expected, arena in zip(self.expected, self.versions.holder.storage.arenas, strict=True):
-                np.testing.assert_array_equal(expected, arena)
-
-
-# By cursor, which names the process and the gradient: the number, layout and arenas that were pushed.
-Ledger = dict[str, tuple[int, Layout, list[np.ndarray[Any, Any]]]]
 
 
 class Asked(NamedTuple):

@@ -1,0 +1,160 @@
+"""What a session makes of restarts, replaced parameters, errors, and a path that carries nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from distgrad.errors import (
+    BrokerRestarted,
+    DeliveryFailed,
+    DistgradError,
+    Fenced,
+    HistoryLost,
+    MalformedMessage,
+    from_code,
+)
+from distgrad_worker.session import GREETING, MAX_TRIES
+from support.session_shell import LAYOUT, ONE, OTHER, Shell
+
+
+def test_a_gradient_that_never_arrives_is_given_up_with_a_reason() -> None:
+    shell = Shell()
+    shell.push()
+    for _ in range(MAX_TRIES):
+        shell.send()
+        shell.beat(resend=True)
+        shell.session.reopened()
+        shell.beat()
+
+    assert isinstance(shell.session.ended, DeliveryFailed)
+    assert f"gradient 1 was sent {MAX_TRIES} times" in str(shell.session.ended)
+
+
+def test_a_gradient_that_arrives_is_not_counted_as_lost_again() -> None:
+    shell = Shell()
+    for number in range(2 * MAX_TRIES):
+        shell.push()
+        shell.send()
+        shell.beat(accepted=number, settled=number, resend=True)
+        shell.session.reopened()
+        shell.beat(accepted=number, settled=number)
+        shell.send()
+        shell.beat(accepted=number + 1, settled=number + 1)
+
+    assert shell.session.ended is None
+
+
+@pytest.mark.parametrize("code", ["unknown_worker", "restarted"])
+def test_a_broker_that_does_not_know_the_session_is_greeted_again(code: str) -> None:
+    shell = Shell()
+    shell.push(2)
+    shell.send()
+    shell.beat(accepted=2, settled=1)
+
+    shell.session.on_error(from_code(code, "no"), code)
+
+    assert shell.session.phase == GREETING
+    hello = shell.session.hello()
+    assert (hello["session"], hello["lowest"]) == ("one:1", 2)
+
+
+def test_a_restart_is_told_once_with_the_range_that_is_lost_and_everything_else_is_sent_again() -> None:
+    shell = Shell()
+    shell.push(4)
+    shell.send()
+    shell.beat(accepted=4, settled=2)
+    shell.session.on_error(from_code("unknown_worker", "no"), "unknown_worker")
+
+    shell.hello(session="two:1", incarnation="two", accepted=2, settled=2, adopted=True)
+    shell.session.reopened()
+
+    (problem,) = shell.session.problems
+    assert isinstance(problem, BrokerRestarted)
+    assert problem.lost == (1, 2)
+    assert shell.session.attempt == 2
+    assert shell.send() == [3, 4]
+
+
+def test_a_restart_before_anything_was_settled_has_lost_nothing() -> None:
+    shell = Shell()
+    shell.session.on_error(from_code("unknown_worker", "no"), "unknown_worker")
+    shell.hello(session="two:1", incarnation="two")
+
+    (problem,) = shell.session.problems
+    assert isinstance(problem, BrokerRestarted)
+    assert problem.lost is None
+    assert "none was settled" in str(problem)
+
+
+def test_a_broker_that_has_forgotten_what_it_had_settled_ends_the_session() -> None:
+    shell = Shell()
+    shell.push(2)
+    shell.send()
+    shell.beat(accepted=2, settled=2)
+    shell.hello(session="two:1", incarnation="two", accepted=1, settled=1)
+
+    assert isinstance(shell.session.ended, HistoryLost)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [("fenced", Fenced), ("forbidden", DistgradError), ("destroyed", DistgradError)]
+)
+def test_some_errors_end_the_session(code: str, kind: type[DistgradError]) -> None:
+    shell = Shell()
+
+    shell.session.on_error(from_code(code, "why"), code)
+    shell.session.on_error(from_code("fenced", "again"), "fenced")
+
+    assert isinstance(shell.session.ended, kind)
+    assert "why" in str(shell.session.ended)
+
+
+def test_a_refused_hello_ends_the_session_and_an_odd_heartbeat_is_a_problem() -> None:
+    greeting, greeted = Shell(greeted=False).session, Shell().session
+    error = from_code("too_many_workers", "full")
+
+    greeting.on_error(error, "too_many_workers")
+    greeted.on_error(from_code("malformed", "odd"), "malformed")
+
+    assert greeting.ended is error
+    assert (greeted.ended, len(greeted.problems)) == (None, 1)
+
+
+def test_a_broker_that_shuts_down_is_waited_for() -> None:
+    shell = Shell(greeted=False)
+
+    shell.session.on_error(from_code("failed", "closing"), "failed")
+
+    assert (shell.session.ended, shell.session.phase) == (None, GREETING)
+
+
+@pytest.mark.parametrize("fingerprint", [OTHER.fingerprint, None])
+def test_replaced_parameters_are_noticed_by_their_fingerprint(fingerprint: int | None) -> None:
+    shell = Shell()
+
+    shell.beat(fingerprint=fingerprint)
+
+    assert shell.session.phase == GREETING
+    shell.hello(layout=None)
+    assert shell.session.layout is None
+
+
+def test_a_gradient_of_a_former_layout_keeps_its_number_and_needs_no_large_grant() -> None:
+    shell = Shell(layout=OTHER, grant=2000)
+    shell.push(1, OTHER)
+    shell.send()
+    shell.session.connection_lost()
+    shell.session.reopened()
+
+    shell.hello(layout=LAYOUT, grant=ONE, grant_seq=2)
+
+    ((header, entry),) = shell.session.sendable(0.0)
+    assert (header["number"], header["fingerprint"], list(entry.parts)) == (1, OTHER.fingerprint, [])
+
+
+def test_a_layout_frame_that_cannot_be_read_changes_nothing() -> None:
+    shell = Shell(greeted=False)
+
+    with pytest.raises(MalformedMessage):
+        shell.session.on_hello({}, b"\xc1", 0.0)
+    assert shell.session.phase == GREETING

@@ -26,6 +26,8 @@ from distgrad.wire import RANGE_PARTS, Gradient
 from distgrad_broker.loans import Loans
 
 MAX_BUFFERS = 3
+# Parts of a reply that is copied and not lent.
+COPIED_PARTS = 4
 MAX_HELD = 2
 # A hold keeps a view of every part: who asks again and again without reading on must not fill the memory with them.
 MAX_READERS = 256
@@ -80,7 +82,9 @@ class Versions:
 
     def __init__(self, holder: ParameterHolder) -> None:
         self.holder = holder
-        self._spare: Storage | None = None
+        # Buffers that nobody reads. They are kept: one given back to malloc would be cut up for small messages, and the
+        # next one would need new memory.
+        self._spares: list[Storage] = []
         self._loans = Loans()
         # A former version that nobody holds, but that ZeroMQ still sends from.
         self._returning: Storage | None = None
@@ -124,12 +128,13 @@ class Versions:
         if layout is None or gradient.fingerprint != layout.fingerprint:
             raise GradientRefused("layout", "the gradient is of another layout than the parameters; pull and go on")
         arrays = decode(layout, gradient.encoding, gradient.parts, gradient.size)
-        spare = self._spare
-        if spare is None:
-            spare = self._spare = self._find_spare()
-        former = holder.apply(arrays, spare=spare)
-        # Only now: a refused gradient leaves the spare where it was.
-        self._spare = None
+        spare = self._spares.pop() if self._spares else self._find_spare()
+        try:
+            former = holder.apply(arrays, spare=spare)
+        except GradientRefused:
+            if spare is not None:
+                self._spares.append(spare)
+            raise
         if former is not None:
             self._retire(former)
 
@@ -284,19 +289,25 @@ class Versions:
         return hold
 
     def _serve(self, hold: Hold, first: int) -> Range:
-        hold.parts_read = max(hold.parts_read, first + RANGE_PARTS)
         parts = hold.parts[first : first + RANGE_PARTS]
         lent = self._loans.lend(hold.storage, parts)
+        if lent is None:
+            # Copies wait in ZeroMQ's memory, one reply for each reader: short ones, then.
+            parts = parts[:COPIED_PARTS]
+        hold.parts_read = max(hold.parts_read, first + len(parts))
         return Range(hold.token, parts if lent is None else lent, len(hold.parts), lent is not None)
 
     def _retire(self, storage: Storage) -> None:
         """Find a use for a version that is not the current one any more."""
         if self._holds and self._is_read(storage):
             return  # release comes back to it
-        if self._loans.covers(storage):
-            self._returning = storage
-        elif self._spare is None:
-            self._spare = storage
+        if not self._loans.covers(storage):
+            self._spares.append(storage)
+            return
+        # One version is lent at a time, so what was lent before is back.
+        if self._returning is not None:
+            self._spares.append(self._returning)
+        self._returning = storage
 
     def _is_read(self, storage: Storage) -> bool:
         """Tell whether a reader still needs this version; forget the readers that have read all of it.
@@ -335,7 +346,7 @@ class Versions:
         return self.holder.new_spare() if buffers < MAX_BUFFERS or is_current_read else None
 
     def _drop_readers(self) -> None:
-        self._spare = self._returning = None
+        self._spares, self._returning = [], None
         self._generation += 1
         for token in [token for token in self._holds if token not in self._pinned]:
             del self._holds[token]

@@ -321,6 +321,8 @@ class ControlClient:
             self._socket = sockets.control_client(self._context, self.address.endpoint, keys=self._keys)
             self._links = sockets.monitor(self._socket)
             self._was_up = False
+        # What happened to the connection between two requests is no reason to repeat the second one.
+        self._note_links()
         self._was_cut = False
         self._is_asking = True
         self._socket.send_multipart(pending.message)

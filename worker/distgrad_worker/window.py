@@ -14,6 +14,9 @@ from typing import Any
 
 from distgrad.wire import MIN_CHARGE_BYTES
 
+# Enough that the broker always has the next gradient while it applies one; more would only make workers staler.
+DEFAULT_LIMIT_BYTES = 64 * 1024 * 1024
+
 
 class Entry:
     """One numbered gradient.
@@ -45,7 +48,7 @@ class Window:
     Parameters
     ----------
     limit_bytes : int or None
-        The most that is kept; None leaves it to the grant.
+        The most that is kept; None is 64 MiB or two gradients, whichever is more.
     """
 
     def __init__(self, limit_bytes: int | None) -> None:
@@ -112,7 +115,8 @@ class Window:
         """
         if self.kept_bytes + charge > grant:
             return False
-        return self.limit_bytes is None or not self._entries or self.kept_bytes + charge <= self.limit_bytes
+        limit = max(DEFAULT_LIMIT_BYTES, 2 * charge) if self.limit_bytes is None else self.limit_bytes
+        return not self._entries or self.kept_bytes + charge <= limit
 
     def add(self, header: dict[str, Any], parts: Sequence[Any], charge: int) -> Entry:
         """Give a gradient the next number and keep it until it is settled.

@@ -43,8 +43,6 @@ EXIT_FLUSH_S = 10.0
 _ABORT_FLUSH_S = 1.0
 # The most that a pull waits in one request; the broker's own limit.
 _PULL_WAIT_S = 5.0
-# Enough that the broker always has the next gradient while it applies one; more would only make workers staler.
-DEFAULT_WINDOW_BYTES = 64 * 1024 * 1024
 
 
 class Worker:
@@ -118,7 +116,7 @@ class Worker:
             worker_id or f"worker-{nonce[:6].hex()}",
             nonce,
             generated=worker_id is None,
-            window_bytes=window_bytes or DEFAULT_WINDOW_BYTES,
+            window_bytes=window_bytes,
         )
         self._lock = threading.Condition()
         self._driver = Driver(self._session, self._lock, self._address, client_keys, gradients)

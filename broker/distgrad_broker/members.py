@@ -22,7 +22,17 @@ MAX_PENDING_REFUSALS = 64
 
 
 class Member:
-    """One worker id, from its first hello on."""
+    """One worker id, from its first hello on.
+
+    Parameters
+    ----------
+    worker : str
+        The id.
+    user : str or None
+        Whose key said hello; None without keys.
+    generated : bool
+        Whether the id was made up by its process.
+    """
 
     def __init__(self, worker: str, user: str | None, generated: bool) -> None:
         self.worker = worker

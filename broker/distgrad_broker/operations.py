@@ -10,11 +10,12 @@ from collections.abc import Callable
 from itertools import islice
 from typing import NamedTuple
 
+from distgrad.arrays import lasting_empty
 from distgrad.codec import fill
 from distgrad.errors import ConfigError, GradientRefused, MalformedMessage
-from distgrad.layout import Layout, aligned_empty
+from distgrad.layout import Layout
 from distgrad.wire import MAX_FRAME_BYTES, MAX_ID_CHARACTERS, field
-from distgrad_broker import intake, pulls
+from distgrad_broker import intake, offers, pulls
 from distgrad_broker.events import RequestReceived, SaveEnded, SaveParameters, Shutdown
 from distgrad_broker.members import LEFT, Member
 from distgrad_broker.report import describe
@@ -39,7 +40,7 @@ class Operation(NamedTuple):
     handle: Handler
 
 
-def hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+def _hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
     """Issue a session to a worker's process (PROTOCOL 4-6)."""
     header = request.header
     worker: str = field(header, "worker", str)
@@ -87,7 +88,7 @@ def hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
     state.answer(waiter, fields, [] if layout is None else [layout.to_frame()])
 
 
-def heartbeat(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+def _heartbeat(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
     """Renew a lease, take in what the worker says of its window, and tell what is settled (PROTOCOL 8-11)."""
     header = request.header
     member = _member_of(state, request)
@@ -135,7 +136,7 @@ def heartbeat(state: CoreState, request: RequestReceived, waiter: Waiter, now: f
     state.wait(waiter, give_up)
 
 
-def leave(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+def _leave(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
     """Let a worker go that has nothing unsettled (PROTOCOL 16)."""
     member = _member_of(state, request)
     if member.queued_bytes or member.settled != member.accepted:
@@ -147,7 +148,7 @@ def leave(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
     state.answer(waiter, {})
 
 
-def set_parameters(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+def _set_parameters(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
     """Replace the parameters, or take them away; a worker may only offer the first ones (PROTOCOL 16)."""
     header, frames = request.header, request.frames
     if_absent: bool = field(header, "if_absent", bool, False)
@@ -169,7 +170,7 @@ def set_parameters(state: CoreState, request: RequestReceived, waiter: Waiter, n
         if size != expected:
             raise MalformedMessage(f"parameters of this layout have {expected} bytes, got {size}")
         state.check_budget(layout.gradient_bytes)
-        arenas = [aligned_empty(arena.size, arena.dtype) for arena in layout.arenas]
+        arenas = [lasting_empty(arena.size, arena.dtype) for arena in layout.arenas]
         try:
             fill(layout, frames[1:], arenas)
         except GradientRefused as refusal:
@@ -177,6 +178,7 @@ def set_parameters(state: CoreState, request: RequestReceived, waiter: Waiter, n
         state.resize_budget(layout.gradient_bytes)
         state.versions.set(layout, arenas)
         changed = True
+        offers.end(state)
     state.generation += 1
     state.log(logging.INFO, "parameters set" if not absent else "parameters removed", generation=state.generation)
     if absent and state.drain_left:
@@ -186,7 +188,7 @@ def set_parameters(state: CoreState, request: RequestReceived, waiter: Waiter, n
     state.answer(waiter, {"changed": changed})
 
 
-def start(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+def _start(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
     """Let the updater run."""
     changed = not state.is_running
     state.is_running = True
@@ -197,7 +199,7 @@ def start(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
     state.answer(waiter, {"changed": changed})
 
 
-def stop(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+def _stop(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
     """Stop the updater, after what is accepted now if asked to drain (PROTOCOL 16)."""
     drain: bool = field(request.header, "drain", bool, False)
     wait_s = min(field(request.header, "wait_s", float, MAX_DRAIN_WAIT_S, low=0), MAX_DRAIN_WAIT_S)
@@ -227,14 +229,14 @@ def stop(state: CoreState, request: RequestReceived, waiter: Waiter, now: float)
     state.wait(waiter, give_up)
 
 
-def clear(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+def _clear(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
     """Settle as cleared what is accepted at this moment (PROTOCOL 16)."""
     cleared = intake.clear_queue(state, now)
     state.log(logging.INFO, "queue cleared", cleared=cleared)
     state.answer(waiter, {"cleared": cleared})
 
 
-def configure(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+def _configure(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
     """Change the mode or numbers of the rule; all of it or nothing."""
     settings = dict(field(request.header, "settings", dict))
     holder = state.versions.holder
@@ -254,12 +256,12 @@ def configure(state: CoreState, request: RequestReceived, waiter: Waiter, now: f
     state.answer(waiter, {"settings": in_force})
 
 
-def status(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+def _status(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
     """Tell how the broker does."""
     state.answer(waiter, {"status": describe(state)})
 
 
-def workers(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+def _workers(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
     """Tell of every worker that is known, so many at a time that a header holds them."""
     first: int = field(request.header, "first", int, 0, low=0)
     last = first + WORKERS_A_REPLY
@@ -267,7 +269,7 @@ def workers(state: CoreState, request: RequestReceived, waiter: Waiter, now: flo
     state.answer(waiter, {"workers": told, "next": last if last < len(state.members) else None})
 
 
-def save(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+def _save(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
     """Have the file thread write the parameters to the file that the broker was started with."""
     if state.settings.save_path is None:
         raise RequestError("invalid", "the broker was started without --save FILE, so it has no place to write to")
@@ -301,7 +303,7 @@ def end_save(state: CoreState, event: SaveEnded) -> None:
         state.fail(waiter, RequestError("failed", f"cannot save to {event.path}: {event.error}"))
 
 
-def destroy(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+def _destroy(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
     """Stop for good: forget queue and parameters, and end the process."""
     intake.clear_queue(state, now)
     state.is_running = False
@@ -315,20 +317,21 @@ def destroy(state: CoreState, request: RequestReceived, waiter: Waiter, now: flo
 
 
 OPERATIONS: dict[str, Operation] = {
-    "hello": Operation(frozenset({WORKER}), False, hello),
-    "heartbeat": Operation(frozenset({WORKER}), False, heartbeat),
-    "leave": Operation(frozenset({WORKER}), True, leave),
+    "hello": Operation(frozenset({WORKER}), False, _hello),
+    "heartbeat": Operation(frozenset({WORKER}), False, _heartbeat),
+    "leave": Operation(frozenset({WORKER}), True, _leave),
     "get": Operation(ANY, False, pulls.get),
     "range": Operation(ANY, False, pulls.read_range),
-    "set": Operation(frozenset({ADMIN, WORKER}), True, set_parameters),
-    "start": Operation(frozenset({ADMIN}), True, start),
-    "stop": Operation(frozenset({ADMIN}), True, stop),
-    "clear": Operation(frozenset({ADMIN}), True, clear),
-    "configure": Operation(frozenset({ADMIN}), True, configure),
-    "status": Operation(ANY, False, status),
-    "workers": Operation(frozenset({ADMIN, READ}), False, workers),
-    "save": Operation(frozenset({ADMIN}), True, save),
-    "destroy": Operation(frozenset({ADMIN}), True, destroy),
+    "set": Operation(frozenset({ADMIN, WORKER}), True, _set_parameters),
+    "offer": Operation(frozenset({ADMIN, WORKER}), False, offers.offer),
+    "start": Operation(frozenset({ADMIN}), True, _start),
+    "stop": Operation(frozenset({ADMIN}), True, _stop),
+    "clear": Operation(frozenset({ADMIN}), True, _clear),
+    "configure": Operation(frozenset({ADMIN}), True, _configure),
+    "status": Operation(ANY, False, _status),
+    "workers": Operation(frozenset({ADMIN, READ}), False, _workers),
+    "save": Operation(frozenset({ADMIN}), True, _save),
+    "destroy": Operation(frozenset({ADMIN}), True, _destroy),
 }
 
 

@@ -54,7 +54,19 @@ class CoreSettings:
 
 
 class Waiter:
-    """A request whose reply is not due yet."""
+    """A request whose reply is not due yet.
+
+    Parameters
+    ----------
+    envelope : tuple of bytes
+        The way back to its client.
+    request_id : int or None
+        The number that its client gave it.
+    client : tuple, optional
+        The key's user and the client's name, by which a repeat is recognised; None if it gave none.
+    deadline : float
+        When it must be answered, in seconds on the shell's clock.
+    """
 
     __slots__ = ("client", "data", "deadline", "envelope", "is_done", "on_deadline", "request_id")
 
@@ -99,6 +111,9 @@ class CoreState:
         self.remembered = RememberedReplies()
         self.pulls: dict[Any, Waiter] = {}
         self.drains: dict[Any, Waiter] = {}
+        # Offers of first parameters: who was asked to send them, until when, and who waits for the outcome.
+        self.asked: tuple[Any, float] | None = None
+        self.offers: dict[Any, Waiter] = {}
         self.saves: dict[int, tuple[str, Waiter]] = {}
         self.saves_asked = 0
         self.busy_s = 0.0

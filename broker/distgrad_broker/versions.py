@@ -336,10 +336,12 @@ class Versions:
 
     def _find_spare(self) -> Storage | None:
         """Find or make a buffer for the next version; None lets it be made in place."""
-        if self._returning is not None and not self._loans.covers(self._returning):
-            returned, self._returning = self._returning, None
-            return returned
         occupied = self._occupied()
+        if self._returning is not None and id(self._returning) not in occupied:
+            self._spares.append(self._returning)
+            self._returning = None
+        if self._spares:
+            return self._spares.pop()
         is_current_read = id(self.holder.storage) in occupied
         buffers = len(occupied) + (not is_current_read)
         # Only the file thread's hold, which nobody refuses, can make the current version a third one that is read.

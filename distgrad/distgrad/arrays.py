@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +61,38 @@ def aligned_empty(size: int, dtype: DTypeLike) -> NDArray[Any]:
     raw = np.empty(n_bytes + alignment, np.uint8)
     start = -raw.__array_interface__["data"][0] % alignment
     return raw[start : start + n_bytes].view(dtype)
+
+
+def lasting_empty(size: int, dtype: DTypeLike) -> NDArray[Any]:
+    """Make an array that will live long: parameters, optimizer state.
+
+    A large one gets pages of its own, huge ones where there are any, instead of a piece of malloc's heap. That heap is
+    kept for messages (`distgrad.malloc`), and what lives long would break it up.
+
+    Parameters
+    ----------
+    size : int
+        Number of elements, >= 0.
+    dtype : dtype_like
+        Their type.
+
+    Returns
+    -------
+    ndarray of dtype, shape (size,)
+        Aligned as by `aligned_empty`; a large one is zero.
+    """
+    dtype = np.dtype(dtype)
+    n_bytes = size * dtype.itemsize
+    if n_bytes < _LARGE_BYTES:
+        return aligned_empty(size, dtype)
+    if hasattr(mmap, "MAP_PRIVATE"):
+        pages = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    else:
+        pages = mmap.mmap(-1, n_bytes)  # Windows, where such memory is private anyway
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, dtype)
 
 
 def joined_as_is(values: Sequence[Any], leaves: Sequence[tuple[Any, ...]]) -> NDArray[Any] | None:

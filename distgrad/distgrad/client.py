@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from distgrad import addresses, sockets, wire
@@ -68,23 +69,19 @@ class Reply(NamedTuple):
         return wire.parse_state([self.header.get(key) for key in wire.State._fields])
 
 
+@dataclass(slots=True, eq=False)
 class Pending:
-    """A request that was sent and is not answered yet; made by `ControlClient.send`."""
+    """A request that was sent and is not answered yet; made by `ControlClient.send`, and to be given back as it is."""
 
-    __slots__ = ("deadline", "id", "message", "op", "retry_s", "sent_at", "timeout_s", "transfer_bytes", "wait_s")
-
-    def __init__(
-        self, op: str, request_id: int, message: list[Any], *, timeout_s: float, wait_s: float, transfer_bytes: int
-    ) -> None:
-        self.op = op
-        self.id = request_id
-        self.message = message
-        self.timeout_s = timeout_s
-        self.wait_s = wait_s
-        self.transfer_bytes = transfer_bytes
-        self.retry_s = FIRST_RETRY_S
-        self.sent_at = 0.0
-        self.deadline = 0.0
+    op: str
+    id: int
+    message: list[Any]
+    timeout_s: float
+    wait_s: float
+    transfer_bytes: int
+    retry_s: float = FIRST_RETRY_S
+    sent_at: float = 0.0
+    deadline: float = 0.0
 
 
 class ControlClient:

@@ -70,7 +70,13 @@ class ConfigError(DistgradError, ValueError):
 
 
 class InvalidMode(ConfigError):
-    """The gradient change mode is neither ``"descent"`` nor ``"ascent"``."""
+    """The gradient change mode is neither ``"descent"`` nor ``"ascent"``.
+
+    Parameters
+    ----------
+    mode : object
+        What was given.
+    """
 
     def __init__(self, mode: object) -> None:
         super().__init__(f"gradient change mode must be 'descent' or 'ascent' (any case), got {mode!r}")
@@ -164,6 +170,8 @@ class ControlError(DistgradError):
         The code on the wire (``docs/wire.md``).
     message : str
         The broker's sentence.
+    hint : str, optional
+        The next command or call to try.
     """
 
     def __init__(self, code: str, message: str, *, hint: str | None = None) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import nests
+from .arrays import lasting_empty
 from .errors import ConfigError, InvalidMode, NoParameters
 from .executor import Executor
-from .layout import Layout, aligned_empty
+from .layout import Layout
 from .nests import Nest
 from .rules import Rule, state_dtype
 from .storage import Storage
@@ -276,7 +277,8 @@ class ParameterHolder:
             raise NoParameters("no parameters were set")
         if self.storage.adopted is not None:
             raise ConfigError("adopted arrays are updated in place and have no other version")
-        trained = self.layout.new_gradient()
+        specs = self.layout.arenas[: self.layout.n_trainable_arenas]
+        trained = [lasting_empty(spec.size, spec.dtype) for spec in specs]
         return Storage(self.layout, [*trained, *self.storage.arenas[len(trained) :]])
 
     def nest(self, *, copy: bool = True) -> Nest:
@@ -333,6 +335,6 @@ def _slots(rule: Rule | None) -> tuple[str, ...]:
 
 
 def _zeros(size: int, dtype: np.dtype[Any]) -> Array:
-    array = aligned_empty(size, dtype)
+    array = lasting_empty(size, dtype)
     array.fill(0)
     return array

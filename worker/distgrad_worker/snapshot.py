@@ -14,14 +14,14 @@ from distgrad.wire import State
 class Snapshot:
     """One consistent version of the parameters.
 
-    Attributes
+    Parameters
     ----------
-    state : State
-        Its full name: incarnation, generation, version.
     layout : Layout
         What the arenas hold.
     arenas : list of ndarray, 1-D
         The memory behind `parameters`, one array per dtype.
+    state : State
+        Its full name: incarnation, generation, version.
     like : nest, optional
         A nest whose namedtuples `parameters` takes over.
     """

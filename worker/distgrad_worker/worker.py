@@ -196,8 +196,12 @@ class Worker:
         layout, frames = payload(parameters)
         while True:
             try:
-                self._puller.request("set", frames=frames, mutating=True, if_absent=True)
-                break
+                # Only who is asked to sends the parameters; a hundred workers would send a hundred models.
+                offer = self._puller.request("offer", bytes=layout.parameter_bytes, wait_s=_PULL_WAIT_S).header
+                if offer["wanted"]:
+                    self._puller.request("set", frames=frames, mutating=True, if_absent=True)
+                if offer["wanted"] or offer["fingerprint"] is not None:
+                    break
             except BrokerRestarted:
                 # The offer is right for the new broker too. The session tells of the restart, once, with what it lost.
                 continue

@@ -124,7 +124,7 @@ class Core:
         if type(event) is Gradient:
             intake.accept(state, event, now)
         elif type(event) is WorkDue:
-            intake.work(state, now)
+            intake.work(state, now, event.gradients)
         elif type(event) is RequestReceived:
             self._request(event, now)
         elif type(event) is TimePassed:

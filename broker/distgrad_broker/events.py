@@ -41,7 +41,9 @@ class MessageRejected(NamedTuple):
 
 
 class WorkDue(NamedTuple):
-    """The shell has time to apply one gradient."""
+    """The shell has time to apply some gradients: so many, or until somebody must be told of one."""
+
+    gradients: int = 1
 
 
 class TimePassed(NamedTuple):

@@ -90,8 +90,8 @@ def has_work(state: CoreState) -> bool:
     return bool(state.queue) and (state.is_running or state.drain_left > 0) and state.versions.layout is not None
 
 
-def work(state: CoreState, now: float) -> None:
-    """Settle the gradient at the head of the queue.
+def work(state: CoreState, now: float, limit: int = 1) -> None:
+    """Settle gradients at the head of the queue, until somebody must be told of one.
 
     Parameters
     ----------
@@ -99,42 +99,48 @@ def work(state: CoreState, now: float) -> None:
         The core's memory.
     now : float
         Seconds on the shell's clock.
+    limit : int
+        How many at most.
     """
-    if not has_work(state):
-        return
-    gradient = state.queue.popleft()
+    while limit > 0 and not state.effects and has_work(state):
+        limit -= 1
+        gradient = state.queue.popleft()
+        member = state.members.get(gradient.worker)
+        assert member is not None  # a member with something queued is never forgotten
+        _judge(state, gradient, member, now)
+        if state.drain_left:
+            state.drain_left -= 1
+            if not state.drain_left:
+                end_drain(state)
+
+
+def _judge(state: CoreState, gradient: Gradient, member: Member, now: float) -> None:
+    """Do with one gradient what the policy says."""
     staleness: int | None = None
     base = gradient.base
-    version = state.versions.version
     if base is not None and base.generation == state.generation and base.incarnation == state.incarnation:
-        staleness = version - base.version
-    member = state.members.get(gradient.worker)
-    assert member is not None  # a member with something queued is never forgotten
+        staleness = state.versions.version - base.version
     if state.policy.judge(gradient, staleness) is Verdict.SUPERSEDE:
         member.superseded += 1
         settle(state, gradient, member, "superseded", now)
-    else:
-        try:
-            state.versions.apply(gradient)
-        except GradientRefused as refusal:
-            _refuse(state, gradient, member, refusal)
-            settle(state, gradient, member, "refused", now)
-        else:
-            member.applied += 1
-            member.examples = min(member.examples + gradient.examples, MAX_COUNT)
-            if gradient.loss is not None:
-                member.loss = gradient.loss
-            if staleness is not None and staleness > 0:
-                member.staleness_sum += staleness
-                if staleness > member.staleness_max:
-                    member.staleness_max = staleness
-            settle(state, gradient, member, "applied", now)
-            if state.pulls:
-                pulls.answer_all(state, now)
-    if state.drain_left:
-        state.drain_left -= 1
-        if not state.drain_left:
-            end_drain(state)
+        return
+    try:
+        state.versions.apply(gradient)
+    except GradientRefused as refusal:
+        _refuse(state, gradient, member, refusal)
+        settle(state, gradient, member, "refused", now)
+        return
+    member.applied += 1
+    member.examples = min(member.examples + gradient.examples, MAX_COUNT)
+    if gradient.loss is not None:
+        member.loss = gradient.loss
+    if staleness is not None and staleness > 0:
+        member.staleness_sum += staleness
+        if staleness > member.staleness_max:
+            member.staleness_max = staleness
+    settle(state, gradient, member, "applied", now)
+    if state.pulls:
+        pulls.answer_all(state, now)
 
 
 def settle(state: CoreState, gradient: Gradient, member: Member, outcome: str, now: float) -> None:

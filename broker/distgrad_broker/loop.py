@@ -100,6 +100,8 @@ class Loop:
         self._inbox: queue.SimpleQueue[SaveEnded | ShutdownAsked] = queue.SimpleQueue()
         self._ends_at = math.inf
         self._is_closing = False
+        # Whether the gradients read in this turn are small.
+        self._is_small = True
         self._strangers: Counter[str] = Counter()
         self._count_strangers_at = 0.0
 
@@ -208,6 +210,7 @@ class Loop:
     def _read_gradients(self, now: float) -> bool:
         """Read a turn's worth of gradients and tell whether that was all."""
         receive, handle = self._gradients.receive, self._core.handle
+        self._is_small = True
         for _ in range(MAX_GRADIENTS_A_TURN):
             gradient = receive()
             if gradient is None:
@@ -216,6 +219,7 @@ class Loop:
             if effects:
                 self._carry_out(effects, now)
             if isinstance(gradient, Gradient) and gradient.size > 1 << 20:
+                self._is_small = False
                 # A large one is applied while ZeroMQ's own thread receives the next.
                 return False
         return False
@@ -225,7 +229,7 @@ class Loop:
         handle = self._core.handle
         started = moment = time.monotonic()
         while self._core.has_work and moment - started < WORK_SLICE_S:
-            effects = handle(_WORK_DUE, moment)
+            effects = handle(_SMALL_WORK_DUE if self._is_small else _WORK_DUE, moment)
             if effects:
                 self._carry_out(effects, moment)
             moment = time.monotonic()
@@ -244,4 +248,6 @@ class Loop:
 
 
 _WORK_DUE = WorkDue()
+# Gradients that take microseconds each are applied in bunches.
+_SMALL_WORK_DUE = WorkDue(16)
 _TIME_PASSED = TimePassed()

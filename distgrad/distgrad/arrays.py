@@ -110,6 +110,11 @@ def joined_as_is(values: Sequence[Any], leaves: Sequence[tuple[Any, ...]]) -> ND
     ndarray or None
         A new 1-D array; ``None`` if a value is anything but an array of its leaf's shape and dtype.
     """
+    if len(values) == 1:
+        (value,) = values
+        leaf = leaves[0]
+        is_as_is = type(value) is np.ndarray and value.dtype is leaf[2] and value.shape == leaf[1]
+        return value.flatten() if is_as_is else None
     pieces = []
     for leaf, value in zip(leaves, values, strict=True):
         if type(value) is not np.ndarray or value.dtype is not leaf[2] or value.shape != leaf[1]:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from distgrad.arrays import lasting_empty
 from distgrad.errors import LayoutError
 from distgrad.layout import TRAINABLE, Layout, aligned_empty
 from support.random_nests import Pair, arrays, nests, same, without_namedtuples
@@ -225,9 +226,10 @@ def test_read_only_views_are_read_only_and_writeable_ones_write_through() -> Non
     assert all(arena.flags.writeable for arena in arenas)
 
 
+@pytest.mark.parametrize("make", [aligned_empty, lasting_empty])
 @pytest.mark.parametrize("size", [0, 1, 1000, 1 << 18, (1 << 18) + 1])
-def test_new_arrays_start_on_cache_lines_and_large_ones_on_pages(size: int) -> None:
-    array = aligned_empty(size, np.float32)
+def test_new_arrays_start_on_cache_lines_and_large_ones_on_pages(make: Any, size: int) -> None:
+    array = make(size, np.float32)
 
     assert array.shape == (size,)
     assert array.dtype == np.float32

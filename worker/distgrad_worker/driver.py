@@ -107,13 +107,13 @@ class Driver:
         if raw is None:
             return
         try:
-            for header, entry in session.sendable(time.monotonic()):
+            for entry in session.sendable(time.monotonic()):
                 parts = entry.parts
                 if entry.charge < COPY_BELOW_BYTES and len(parts) == 1:
-                    raw.send(wire.pack(header), zmq.SNDMORE)
+                    raw.send(wire.pack(entry.header), zmq.SNDMORE)
                     raw.send(parts[0])
                 else:
-                    raw.send_multipart([wire.pack(header), *parts], copy=False)
+                    raw.send_multipart([wire.pack(entry.header), *parts], copy=False)
         except zmq.Again:
             # A connection that was refused for good takes nothing; a new attempt makes a new one.
             session.connection_lost()

@@ -28,7 +28,7 @@ from distgrad.errors import (
     LayoutError,
 )
 from distgrad.layout import Layout
-from distgrad.wire import GRADIENT, PROTOCOL_VERSION, RAW, State, charge
+from distgrad.wire import PROTOCOL_VERSION, State, charge
 from distgrad_worker.window import Entry, Window
 
 HEARTBEAT_WAIT_S = 0.05
@@ -147,13 +147,13 @@ class Session:
         """Take back what `can_push` asked for: the push was given up."""
         self._want = 0
 
-    def push(self, fields: dict[str, Any], parts: Sequence[Any], payload_bytes: int) -> int:
+    def push(self, header: dict[str, Any], parts: Sequence[Any], payload_bytes: int) -> int:
         """Give a gradient its number, after `can_push` was true.
 
         Parameters
         ----------
-        fields : dict
-            Its own header keys: base, fingerprint, examples, loss, cursor.
+        header : dict
+            Its header, but for session, attempt and number.
         parts : sequence of buffers
             Its payload, which nobody changes until it is settled.
         payload_bytes : int
@@ -164,9 +164,9 @@ class Session:
         int
             Its number.
         """
-        return self.window.add(fields, parts, charge(payload_bytes)).number
+        return self.window.add(header, parts, charge(payload_bytes)).number
 
-    def sendable(self, now: float) -> list[tuple[dict[str, Any], Entry]]:
+    def sendable(self, now: float) -> list[Entry]:
         """Take what is to be sent now.
 
         Parameters
@@ -176,31 +176,19 @@ class Session:
 
         Returns
         -------
-        list of (dict, Entry)
-            Header and entry of each, in order.
+        list of Entry
+            In order, with whole headers.
         """
         window = self.window
         if self.phase != OPEN or self.must_reopen or window.sent >= window.last:
             return []
         if window.sent <= self._accepted:
             self._stalled_since = now
-        session, attempt = self._session, self.attempt
-        return [
-            (
-                {
-                    "v": PROTOCOL_VERSION,
-                    "kind": GRADIENT,
-                    "worker": self.worker_id,
-                    "session": session,
-                    "attempt": attempt,
-                    "number": entry.number,
-                    "encoding": RAW,
-                    **entry.header,
-                },
-                entry,
-            )
-            for entry in window.send(self._grant)
-        ]
+        entries = window.send(self._grant)
+        for entry in entries:
+            header = entry.header
+            header["session"], header["attempt"] = self._session, self.attempt
+        return entries
 
     def wait_for(self, number: int) -> None:
         """Ask to be told as soon as a number is settled; `done_waiting` afterwards.

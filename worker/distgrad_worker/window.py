@@ -9,7 +9,7 @@ queue is in flight too, for the grant covers it. Nothing here knows a socket or 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from distgrad.wire import MIN_CHARGE_BYTES
@@ -26,7 +26,7 @@ class Entry:
     number : int
         Its number.
     header : dict
-        The header's keys that do not change when it is sent again.
+        The header; session and attempt are put in when it is sent.
     parts : sequence of buffers
         The payload; not touched by anybody until it is settled.
     charge : int
@@ -124,7 +124,7 @@ class Window:
         Parameters
         ----------
         header : dict
-            Keys for its header.
+            Its header; the number is put in here.
         parts : sequence of buffers
             Its payload.
         charge : int
@@ -136,35 +136,36 @@ class Window:
             Not sent yet.
         """
         self.last += 1
+        header["number"] = self.last
         entry = Entry(self.last, header, parts, charge)
         self._entries.append(entry)
         self.kept_bytes += charge
         return entry
 
-    def send(self, grant: int) -> Iterator[Entry]:
-        """Go through what may be sent now, marking each as sent.
+    def send(self, grant: int) -> list[Entry]:
+        """Take what may be sent now, and mark it as sent.
 
         Parameters
         ----------
         grant : int
             The broker's grant, bytes.
 
-        Yields
-        ------
-        Entry
+        Returns
+        -------
+        list of Entry
             In order.
         """
-        if self.sent >= self.last:
-            return
-        first = self._entries[0].number if self._entries else self.last + 1
+        entries = self._entries
+        taken: list[Entry] = []
         # The usual case is one new entry at the end; only a new attempt looks at more.
-        for index in range(self.sent + 1 - first, len(self._entries)):
-            entry = self._entries[index]
+        for index in range(self.sent - self.last, 0):
+            entry = entries[index]
             if self.in_flight_bytes + entry.charge > grant:
-                return
+                break
             self.sent = entry.number
             self.in_flight_bytes += entry.charge
-            yield entry
+            taken.append(entry)
+        return taken
 
     def settle(self, number: int) -> int:
         """Let go of everything up to a number.

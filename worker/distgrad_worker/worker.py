@@ -26,7 +26,7 @@ from distgrad.keys import ClientKeys
 from distgrad.layout import Layout
 from distgrad.nests import skeleton
 from distgrad.transfer import fetch, fetch_layout, payload
-from distgrad.wire import MAX_CURSOR_BYTES, MAX_ID_CHARACTERS, State
+from distgrad.wire import GRADIENT, MAX_CURSOR_BYTES, MAX_ID_CHARACTERS, PROTOCOL_VERSION, State
 from distgrad_worker.driver import Driver
 from distgrad_worker.session import OPEN, Session
 from distgrad_worker.snapshot import Snapshot
@@ -103,7 +103,10 @@ class Worker:
             raise ConfigError(f"window_bytes must be at least 1, got {window_bytes}")
         if not timeout > 0:
             raise ConfigError(f"timeout must be more than 0 seconds, got {timeout}")
-        self._pid = os.getpid()
+        self._is_forked = False
+        # Told by the fork itself: asking for the process id in every push would cost as much as encoding it.
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_note_fork(weakref.ref(self)))
         self._timeout = timeout
         self._is_closed = False
         self._window_bytes = window_bytes
@@ -311,7 +314,7 @@ class Worker:
         if layout is None:
             # The heartbeat that tells of new parameters may still be under way; the broker itself knows.
             layout = fetch_layout(self._puller)
-        fields = self._fields(layout, loss, examples, cursor, base_version)
+        header = self._header(layout, loss, examples, cursor, base_version)
         parts = encode(layout, layout.pack_gradient(gradients))
         size = layout.gradient_bytes
         session, driver = self._session, self._driver
@@ -323,7 +326,7 @@ class Worker:
                     self._wait(lambda: session.can_push(size, layout.fingerprint))
                 finally:
                     session.stop_wanting()
-            number = session.push(fields, parts, size)
+            number = session.push(header, parts, size)
             driver.send_due()
             if driver.is_idle:
                 driver.wake()
@@ -376,7 +379,7 @@ class Worker:
         GradientRefused
             If a gradient was refused; the connection is closed all the same.
         """
-        if self._is_closed or os.getpid() != self._pid:
+        if self._is_closed or self._is_forked:
             return
         is_settled = False
         try:
@@ -431,7 +434,7 @@ class Worker:
             raise StateError("a bare version number means nothing before the first pull; pull first")
         return known._replace(version=int(what))
 
-    def _fields(
+    def _header(
         self,
         layout: Layout,
         loss: float | None,
@@ -443,16 +446,24 @@ class Worker:
             raise ConfigError(f"cursor must be bytes or str of at most {MAX_CURSOR_BYTES}, got {cursor!r:.80}")
         if examples < 0:
             raise ConfigError(f"examples must be at least 0, got {examples}")
-        return {
+        header: dict[str, Any] = {
+            "v": PROTOCOL_VERSION,
+            "kind": GRADIENT,
+            "worker": self._session.worker_id,
             "base": self._last_state if base_version is None else self._state_of(base_version),
             "fingerprint": layout.fingerprint,
-            "examples": int(examples),
-            "loss": None if loss is None else float(loss),
-            "cursor": cursor,
         }
+        # What has its default is left out: each key costs time at both ends.
+        if examples != 1:
+            header["examples"] = int(examples)
+        if loss is not None:
+            header["loss"] = float(loss)
+        if cursor is not None:
+            header["cursor"] = cursor
+        return header
 
     def _check(self) -> None:
-        if os.getpid() != self._pid:
+        if self._is_forked:
             raise Forked("this worker belongs to the parent process; make a new Worker after fork")
         if self._is_closed:
             raise StateError("this worker is closed")
@@ -509,6 +520,17 @@ class Worker:
             f"no answer from a broker at {self._address.endpoint} within {self._timeout:g} s: {detail}",
             hint="start one with `distgrad broker`, or check the address and the keys",
         )
+
+
+def _note_fork(reference: weakref.ref[Worker]) -> Any:
+    """Make the hook that tells a worker in a forked child that it is the parent's."""
+
+    def note() -> None:
+        worker = reference()
+        if worker is not None:
+            worker._is_forked = True
+
+    return note
 
 
 def _flush_at_exit(reference: weakref.ref[Worker]) -> Any:

@@ -174,7 +174,15 @@ def settle(state: CoreState, gradient: Gradient, member: Member, outcome: str, n
 
 
 class HeartbeatWait:
-    """What a waiting heartbeat is to be answered for."""
+    """What a waiting heartbeat is to be answered for.
+
+    Parameters
+    ----------
+    until : int
+        The number whose settling somebody waits for.
+    left_bytes : int
+        How much is settled at most before the worker hears of it, so that it can send more.
+    """
 
     __slots__ = ("left_bytes", "until")
 

@@ -57,7 +57,23 @@ class Range(NamedTuple):
 
 
 class Hold:
-    """Somebody's claim on one version: a reader's between two ranges, or the file thread's."""
+    """Somebody's claim on one version: a reader's between two ranges, or the file thread's.
+
+    Parameters
+    ----------
+    token : str
+        Its name on the wire.
+    generation : int
+        Of the parameters.
+    layout : Layout
+        Theirs.
+    storage : Storage
+        Their numbers, which nobody changes while this exists.
+    version : int
+        Of the parameters.
+    now : float
+        Seconds on the shell's clock.
+    """
 
     __slots__ = ("generation", "last_used", "parts", "parts_read", "storage", "token", "version")
 

@@ -14,6 +14,7 @@ import numpy as np
 from distgrad.arrays import SMALL_BYTES
 from distgrad.errors import GradientRefused
 from distgrad.layout import Layout
+from distgrad.nests import dissect
 from distgrad.wire import PART_BYTES, RAW
 
 
@@ -48,6 +49,36 @@ def encode(
             data = arena.data.cast("B")
             parts += [data[start : start + PART_BYTES] for start in range(0, data.nbytes, PART_BYTES)]
     return parts
+
+
+def lend(layout: Layout, gradients: Any) -> list[np.ndarray[Any, Any]]:
+    """Give a gradient's own memory as its arenas if it can be seen as such, else a copy.
+
+    Parameters
+    ----------
+    layout : Layout
+        Of the parameters.
+    gradients : nest of array_like
+        As for `Layout.pack_gradient`.
+
+    Returns
+    -------
+    list of ndarray, 1-D
+        The trained arenas. A view of the caller's array if the layout has one leaf, and what is given for it is
+        contiguous and just as it should be.
+
+    Raises
+    ------
+    LayoutError
+        As for `Layout.pack_gradient`.
+    """
+    if len(layout.leaves) == 1:
+        leaf = layout.leaves[0]
+        _, names, values = dissect(gradients)
+        value = values[0] if names == [leaf.name] else None
+        if type(value) is np.ndarray and value.dtype is leaf.dtype and value.shape == leaf.shape and value.flags.carray:
+            return [value.reshape(-1)]
+    return layout.pack_gradient(gradients)
 
 
 def decode(layout: Layout, encoding: str, parts: Sequence[Any], size: int) -> list[np.ndarray[Any, Any]]:

@@ -9,6 +9,7 @@ import pytest
 
 from distgrad import wire
 from distgrad.layout import Layout
+from distgrad_broker.events import WorkDue
 from distgrad_broker.intake import REFUSALS_A_REPLY
 from distgrad_broker.policy import Asynchronous
 from support.core_kit import LAYOUT, ONE, OTHER, Kit, frames_of
@@ -181,6 +182,22 @@ def test_a_heartbeat_that_waits_hears_of_its_number_of_a_quarter_of_the_window_a
     assert not kit.replies_to(three)
     kit.wait(0.001)
     assert kit.replies_to(three)[0].header["settled"] == 3
+
+
+def test_a_bunch_of_gradients_ends_when_there_are_enough_or_somebody_must_be_told() -> None:
+    kit = Kit(queue_bytes=8 * ONE, is_stopped=True)
+    kit.hello()
+    kit.push(*range(1, 7))
+    kit.ask("start")
+    beat = kit.send("heartbeat", until=2, **kit.beat_keys(wait_s=0.05))
+
+    kit.handle(WorkDue(1))
+    assert kit.member().settled == 1
+    kit.handle(WorkDue(16))
+    told = [reply.header["settled"] for reply in kit.replies_to(beat)]
+    kit.handle(WorkDue(16))
+
+    assert (told, kit.member().settled) == ([2], 6)
 
 
 def test_nothing_is_applied_while_stopped_or_without_parameters() -> None:

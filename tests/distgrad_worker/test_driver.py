@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import zmq
 
-from distgrad import addresses
+from distgrad import addresses, wire
 from distgrad.errors import BrokerUnreachable, ControlError, DeliveryFailed, DistgradError
 from distgrad.layout import Layout
 from distgrad_worker.driver import Driver
+from distgrad_worker.headers import gradient_header
 from distgrad_worker.session import OPEN, Session
 from support.ports import free_port
 from support.scripted_broker import Request, ScriptedBroker, ignore, in_turn
@@ -45,9 +46,9 @@ class Shell:
         self.wait_until(lambda: self.session.phase == OPEN)
 
     def push(self, value: float = 1.0) -> int:
-        fields = {"base": None, "fingerprint": LAYOUT.fingerprint, "examples": 1, "loss": None, "cursor": None}
+        header = gradient_header("w", LAYOUT.fingerprint, None, None, 1, None)
         with self.lock:
-            number = self.session.push(fields, [np.full(2, value, np.float32).data.cast("B")], 8)
+            number = self.session.push(header, [np.full(2, value, np.float32).data.cast("B")], 8)
             self.driver.send_due()
             self.driver.wake()
         return number
@@ -158,9 +159,9 @@ def test_a_gradient_is_a_header_and_its_parts_in_order() -> None:
         for number in (1, 2):
             assert sink.poll(10_000)
             header, part = sink.recv_multipart()
-            fields = msgpack.unpackb(header)
-            assert (fields["worker"], fields["session"], fields["attempt"]) == ("w", "one:1", 1)
-            assert (fields["number"], fields["kind"], fields["encoding"]) == (number, "gradient", "raw")
+            gradient = wire.parse_gradient(wire.unpack(header), [part], len(part))  # "kind" is checked there
+            assert (gradient.worker, gradient.session, gradient.attempt) == ("w", "one:1", 1)
+            assert (gradient.number, gradient.encoding) == (number, "raw")
             assert np.frombuffer(part, "<f4").tolist() == [number, number]
 
 
@@ -202,7 +203,7 @@ def test_the_override_says_where_gradients_go() -> None:
 def test_gradients_that_never_arrive_end_in_an_error_that_names_where_they_were_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("distgrad_worker.session.STALL_S", 0.01)
+    monkeypatch.setattr("distgrad_worker.losses.STALL_S", 0.01)
     nowhere = f"tcp://127.0.0.1:{free_port()}"
     with broker_of(nowhere) as broker, running(broker.address) as shell:
         shell.wait_until_open()

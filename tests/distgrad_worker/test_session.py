@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from distgrad.errors import (
-    GradientRefused,
-    LayoutError,
-)
-from distgrad_worker.session import GREETING, HEARTBEAT_WAIT_S, OPEN, RESUMING, STALL_S
+from distgrad.errors import GradientRefused, LayoutError
+from distgrad_worker.losses import STALL_S
+from distgrad_worker.session import GREETING, HEARTBEAT_WAIT_S, OPEN, RESUMING
 from support.session_shell import LAYOUT, ONE, OTHER, Shell
 
 
@@ -28,7 +26,7 @@ def test_after_hello_gradients_go_out_with_session_attempt_and_number() -> None:
     shell = Shell()
     shell.push(2)
 
-    headers = [header for header, _ in shell.session.sendable(0.0)]
+    headers = [entry.header for entry in shell.session.sendable(0.0)]
 
     told = [(h["kind"], h["worker"], h["session"], h["attempt"], h["number"]) for h in headers]
     assert told == [("gradient", "w", "one:1", 1, 1), ("gradient", "w", "one:1", 1, 2)]

@@ -257,13 +257,27 @@ def test_flush_without_anything_to_flush_returns(worker: Worker) -> None:
     worker.flush(timeout=0)
 
 
-def test_is_running_follows_the_broker(worker: Worker, admin: Admin) -> None:
+@pytest.mark.parametrize("copy", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_gradient_counts_the_same_whether_it_was_copied_or_lent(copy: bool, dtype: type) -> None:
+    gradients: list[Any] = [np.arange(3 * number, 3 * number + 3).astype(dtype) for number in range(5)]
+    with Broker(parameters=np.zeros(3, np.float32)) as running, Worker(running.address) as worker:
+        for gradient in gradients:
+            worker.push(gradient, copy=copy)
+        worker.flush()
+
+        np.testing.assert_array_equal(worker.pull().parameters, -np.sum(gradients, axis=0))
+
+
+def test_what_was_copied_may_change_at_once(worker: Worker, admin: Admin) -> None:
+    gradient = np.ones(2, np.float32)
     admin.stop()
-    while worker.is_running:
-        pass
+    worker.push({**ONES, "b": gradient})
+    gradient[:] = 1000.0
     admin.start()
-    while not worker.is_running:
-        pass
+    worker.flush()
+
+    np.testing.assert_array_equal(worker.pull().parameters["b"], -np.ones(2))
 
 
 def test_a_gradient_larger_than_the_queue_after_the_model_grew_is_refused_by_the_set(admin: Admin) -> None:

@@ -25,7 +25,9 @@ from distgrad.errors import (
 from distgrad.layout import Layout
 from distgrad_broker.events import Event, Reply, RequestReceived, SocketsDrained, WorkDue
 from distgrad_broker.members import LIVE
-from distgrad_worker.session import GREETING, MAX_TRIES, OPEN, Session
+from distgrad_worker.headers import gradient_header
+from distgrad_worker.losses import MAX_TRIES
+from distgrad_worker.session import GREETING, OPEN, Session
 from support.simulated_broker import SMALL, Ledger, SimulatedBroker
 
 MAX_ROUNDS = 400  # of half a second: leases of the dead run out, and five attempts with doubled patience
@@ -101,8 +103,8 @@ class SimulatedWorker:
                 self.give_up()
             if can_push:
                 cursor = f"{self.uid}.{len(self.pushed)}"
-                fields = {"fingerprint": layout.fingerprint, "cursor": cursor, "base": session.state}
-                number = session.push(fields, encode(layout, arenas), layout.gradient_bytes)
+                header = gradient_header(session.worker_id, layout.fingerprint, session.state, None, 1, cursor)
+                number = session.push(header, encode(layout, arenas), layout.gradient_bytes)
                 network.ledger[cursor] = (number, layout, arenas)
                 self.pushed.append(number)
                 self.waiting = None
@@ -110,8 +112,8 @@ class SimulatedWorker:
             self.pipe = network.open_pipe(self)
             session.reopened()
         if self.pipe is not None:
-            for header, entry in session.sendable(network.now):
-                self.pipe.messages.append([wire.pack(header), *(bytes(part) for part in entry.parts)])
+            for entry in session.sendable(network.now):
+                self.pipe.messages.append([wire.pack(entry.header), *(bytes(part) for part in entry.parts)])
         while session.problems:
             self.problems.append(session.problems.popleft())
 

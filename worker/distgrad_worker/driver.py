@@ -38,7 +38,19 @@ _BROKEN = frozenset({Link.LOST, Link.REFUSED, Link.NO_KEYS})
 
 
 class Asked:
-    """The request that waits for its reply."""
+    """The request that waits for its reply.
+
+    Parameters
+    ----------
+    request_id : int
+        Its id.
+    is_hello : bool
+        Whether it is a `hello`; else it is a `heartbeat`.
+    hurry : int
+        The number whose settling it waits for, 0 if none.
+    sent_at : float
+        When, in seconds on this process's clock.
+    """
 
     __slots__ = ("hurry", "is_hello", "request_id", "sent_at")
 

@@ -5,8 +5,7 @@ heartbeat tells from where to send) → **open** (gradients flow) → **ended** 
 call raises the same error).
 
 - A lost connection, a missing number or no progress begin a new attempt: the shell closes its PUSH socket, opens
-  another
-  and sends from the broker's number on. A missing number counts only within the current attempt, so once for each.
+  another and sends from the broker's number on. A missing number counts once, within the current attempt.
 - ``unknown_worker`` or another incarnation in a reply lead back to greeting.
 - What the user must be told (a refusal, a restart of the broker) is queued in `problems` and raised by the next call.
 """
@@ -17,28 +16,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distgrad.errors import (
-    BrokerRestarted,
-    DeliveryFailed,
-    DistgradError,
-    Fenced,
-    Forbidden,
-    GradientRefused,
-    HistoryLost,
-    LayoutError,
-)
+from distgrad.errors import DistgradError, Fenced, Forbidden, GradientRefused, HistoryLost, LayoutError
 from distgrad.layout import Layout
 from distgrad.wire import PROTOCOL_VERSION, State, charge
+from distgrad_worker.losses import Progress, cost_of_restart
 from distgrad_worker.window import Entry, Window
 
 HEARTBEAT_WAIT_S = 0.05
-# No progress for this long, plus the time that the bytes in flight take at a slow link's pace, doubled with each
-# attempt, begins a new attempt. A connection that visibly broke does not wait for this.
-STALL_S = 2.0
-SLOW_BYTES_PER_S = 1e6
 MAX_PROBLEMS = 64
-# The same gradient sent this often, while control answers, means that something between here and the broker drops it.
-MAX_TRIES = 5
 
 GREETING, RESUMING, OPEN = "greeting", "resuming", "open"
 
@@ -75,24 +60,16 @@ class Session:
         self._nonce = nonce
         self._generated = generated
         self._session: str | None = None
-        self._accepted = 0
+        self._progress = Progress()
         self._grant = 0
         self._grant_seq = 0
         self._queue_bytes = 0
         self._echo_due = False
         self._rewind_due = False
-        self._futile = 0
-        self._futile_after = -1
-        self._stalled_since = 0.0
         self._want = 0
         self._waiters: list[int] = []
 
     # What the user's threads do
-
-    @property
-    def grant(self) -> int:
-        """Bytes that may be in flight."""
-        return self._grant
 
     def check_size(self, payload_bytes: int) -> None:
         """Refuse a gradient that can never be sent.
@@ -137,11 +114,9 @@ class Session:
         if self.layout is not None and self.layout.fingerprint != fingerprint:
             raise LayoutError("the parameters were replaced by others of another layout; pull and go on with those")
         needed = charge(payload_bytes)
-        if self.window.has_room(needed, self._grant):
-            self._want = 0
-            return True
-        self._want = needed
-        return False
+        has_room = self.window.has_room(needed, self._grant)
+        self._want = 0 if has_room else needed
+        return has_room
 
     def stop_wanting(self) -> None:
         """Take back what `can_push` asked for: the push was given up."""
@@ -182,8 +157,9 @@ class Session:
         window = self.window
         if self.phase != OPEN or self.must_reopen or window.sent >= window.last:
             return []
-        if window.sent <= self._accepted:
-            self._stalled_since = now
+        progress = self._progress
+        if window.sent <= progress.accepted:
+            progress.since = now
         entries = window.send(self._grant)
         for entry in entries:
             header = entry.header
@@ -221,13 +197,11 @@ class Session:
     def hurry(self) -> int:
         """The number whose settling somebody waits for, 0 if nobody does."""
         window = self.window
-        ahead = [number for number in self._waiters if number > window.settled]
-        if ahead:
-            return min(ahead)
-        if self._want and len(window):
-            # A push waits for room in the window: a quarter of it at a time keeps requests few.
-            return window.settled + max(1, len(window) // 4)
-        return 0
+        awaited = min((number for number in self._waiters if number > window.settled), default=0)
+        if awaited or not (self._want and len(window)):
+            return awaited
+        # A push waits for room in the window: a quarter of it at a time keeps requests few.
+        return window.settled + max(1, len(window) // 4)
 
     def hello(self) -> dict[str, Any]:
         """Build a `hello`.
@@ -237,15 +211,8 @@ class Session:
         dict
             The request's keys.
         """
-        return {
-            "v": PROTOCOL_VERSION,
-            "op": "hello",
-            "worker": self.worker_id,
-            "nonce": self._nonce,
-            "session": self._session,
-            "lowest": self.window.lowest or (self.window.last + 1 if self._session else 0),
-            "generated": self._generated,
-        }
+        lowest = self.window.lowest or (self.window.last + 1 if self._session else 0)
+        return self._request("hello", nonce=self._nonce, lowest=lowest, generated=self._generated)
 
     def heartbeat(self) -> dict[str, Any]:
         """Build a `heartbeat`.
@@ -256,23 +223,20 @@ class Session:
             The request's keys.
         """
         window = self.window
-        return {
-            "v": PROTOCOL_VERSION,
-            "op": "heartbeat",
-            "worker": self.worker_id,
-            "session": self._session,
-            "attempt": self.attempt,
-            "sent": window.sent,
-            "settled": window.settled,
-            "grant_seq": self._grant_seq,
-            "held": max(self._grant, window.in_flight_bytes),
+        return self._request(
+            "heartbeat",
+            attempt=self.attempt,
+            sent=window.sent,
+            settled=window.settled,
+            grant_seq=self._grant_seq,
+            held=max(self._grant, window.in_flight_bytes),
             # What is numbered but not covered by a grant any more goes before a push that waits.
-            "want": window.unsent_charge or self._want,
-            "until": self.hurry,
-            "fingerprint": None if self.layout is None else self.layout.fingerprint,
+            want=window.unsent_charge or self._want,
+            until=self.hurry,
+            fingerprint=None if self.layout is None else self.layout.fingerprint,
             # A new attempt wants to know at once from where to send.
-            "wait_s": 0.0 if self.phase == RESUMING or not self.is_busy else HEARTBEAT_WAIT_S,
-        }
+            wait_s=0.0 if self.phase == RESUMING or not self.is_busy else HEARTBEAT_WAIT_S,
+        )
 
     def leave(self) -> dict[str, Any]:
         """Build a `leave`.
@@ -282,17 +246,11 @@ class Session:
         dict
             The request's keys.
         """
-        return {
-            "v": PROTOCOL_VERSION,
-            "op": "leave",
-            "worker": self.worker_id,
-            "session": self._session,
-            "incarnation": self.state.incarnation if self.state else "",
-        }
+        return self._request("leave", incarnation=self.state.incarnation if self.state else "")
 
     def connection_lost(self) -> None:
         """Begin a new attempt if something was on the way, for it may be gone; ZeroMQ itself connects again."""
-        if self.window.sent > self._accepted:
+        if self.window.sent > self._progress.accepted:
             self._begin_attempt()
 
     def reopened(self) -> None:
@@ -338,18 +296,13 @@ class Session:
         self.gradients = str(header["gradients"])
         self.lease_s = float(header["lease_s"])
         self._queue_bytes = int(header["queue_bytes"])
-        self._accepted = accepted
-        self._take_grant(header)
-        self._take_state(header)
+        self._progress.accepted = accepted
+        self._take_news(header)
         # What is settled is taken from heartbeats alone: they also tell what was refused, and a flush must not end
         # before that is known.
         if self._rewind_due:
             window.rewind(accepted)
-            self._rewind_due = False
-        if self.layout is not None:
-            window.give_up_payloads(self.layout.fingerprint)
-        self.phase = OPEN
-        self._stalled_since = now
+        self._open(now)
 
     def on_heartbeat(self, header: Mapping[str, Any], now: float) -> None:
         """Take in the reply to a `heartbeat`.
@@ -363,29 +316,24 @@ class Session:
         """
         window = self.window
         accepted, settled = int(header["accepted"]), int(header["settled"])
-        if accepted > self._accepted or settled > window.settled:
-            self._stalled_since = now
-        self._accepted = max(self._accepted, accepted)
+        progress = self._progress
+        progress.hear(accepted, now, is_news=settled > window.settled)
         for number, reason, leaf, message in header["refused"]:
             # What a predecessor under this id left in the queue is not for this process to hear of.
             if number > max(window.settled, window.inherited):
                 self.problems.append(GradientRefused(reason, message, leaf=leaf, number=number))
         window.settle(min(settled, window.last))
-        self._take_grant(header)
-        self._take_state(header)
+        self._take_news(header)
         if self.phase == RESUMING and header["attempt"] == self.attempt:
-            self._count_futile(accepted)
+            if window.sent > accepted and (failure := progress.count_try(accepted, self.gradients)):
+                self._end(failure)
             if self.ended is not None:
                 return
             window.rewind(accepted)
-            self._rewind_due = False
-            if self.layout is not None:
-                window.give_up_payloads(self.layout.fingerprint)
-            self.phase = OPEN
-            self._stalled_since = now
+            self._open(now)
         elif self.phase == OPEN:
             is_missing = header["resend"] and header["attempt"] == self.attempt
-            is_stalled = window.sent > accepted and now - self._stalled_since > self._patience()
+            is_stalled = window.sent > accepted and progress.is_stalled(window.in_flight_bytes, now)
             if is_missing or is_stalled:
                 self._begin_attempt()
         if self.phase == OPEN and header["fingerprint"] != (self.layout.fingerprint if self.layout else None):
@@ -412,27 +360,18 @@ class Session:
         else:
             self.problems.append(error)
 
+    def _request(self, op: str, **keys: Any) -> dict[str, Any]:
+        return {"v": PROTOCOL_VERSION, "op": op, "worker": self.worker_id, "session": self._session, **keys}
+
     def _on_restart(self, header: Mapping[str, Any]) -> None:
         """Tell the user once what went with the old incarnation (PROTOCOL 6)."""
         settled = (self.window.lowest or self.window.last + 1) - 1
         self.window.disown()
-        if header["accepted"] < settled and not header["adopted"]:
-            lost = HistoryLost(
-                "history_lost",
-                f"the broker has {header['accepted']} gradients of {self.worker_id!r}, but had settled {settled}: "
-                "its data directory is older than what it had acknowledged",
-            )
-            self._end(lost)
-            return
-        if header["adopted"] or settled == 0:
-            error = BrokerRestarted(
-                "restarted",
-                "the broker was restarted and kept nothing on disk: "
-                + (f"the effect of gradients 1 to {settled} of this worker is gone" if settled else "none was settled"),
-                hint="initialize() offers parameters again; this error is raised once and the worker can go on",
-            )
-            error.lost = (1, settled) if settled else None
-            self.problems.append(error)
+        cost = cost_of_restart(self.worker_id, settled, int(header["accepted"]), is_adopted=bool(header["adopted"]))
+        if isinstance(cost, HistoryLost):
+            self._end(cost)
+        elif cost is not None:
+            self.problems.append(cost)
 
     def _begin_attempt(self) -> None:
         self.attempt += 1
@@ -440,29 +379,17 @@ class Session:
         if self.phase == OPEN:
             self.phase = RESUMING
 
-    def _patience(self) -> float:
-        return float((STALL_S + self.window.in_flight_bytes / SLOW_BYTES_PER_S) * 2 ** max(0, self._futile - 1))
+    def _open(self, now: float) -> None:
+        """Let gradients flow, now that the window agrees with the broker."""
+        self._rewind_due = False
+        if self.layout is not None:
+            self.window.give_up_payloads(self.layout.fingerprint)
+        self.phase = OPEN
+        self._progress.since = now
 
-    def _count_futile(self, accepted: int) -> None:
-        """Count how often the gradient after the last accepted one was sent in vain, and give up in the end."""
-        if self.window.sent <= accepted:
-            return
-        self._futile = self._futile + 1 if accepted == self._futile_after else 1
-        self._futile_after = accepted
-        if self._futile >= MAX_TRIES:
-            self._end(
-                DeliveryFailed(
-                    f"gradient {accepted + 1} was sent {self._futile} times and never arrived, while the control "
-                    f"channel answers: is {self.gradients} reachable from here?",
-                    hint="pass gradients= if the broker's gradients port is forwarded",
-                )
-            )
-
-    def _take_grant(self, header: Mapping[str, Any]) -> None:
+    def _take_news(self, header: Mapping[str, Any]) -> None:
         self._echo_due = header["grant_seq"] != self._grant_seq
         self._grant, self._grant_seq = int(header["grant"]), int(header["grant_seq"])
-
-    def _take_state(self, header: Mapping[str, Any]) -> None:
         self.state = State(header["incarnation"], header["generation"], header["version"])
         self.is_running = bool(header["running"])
 

@@ -21,7 +21,7 @@ DEFAULT_LIMIT_BYTES = 64 * 1024 * 1024
 class Entry:
     """One numbered gradient.
 
-    Attributes
+    Parameters
     ----------
     number : int
         Its number.

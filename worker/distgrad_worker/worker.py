@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import atexit
 import math
-import os
-import threading
 import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from distgrad import addresses
-from distgrad.client import ControlClient
-from distgrad.codec import encode
+from distgrad.codec import encode, lend
 from distgrad.errors import (
     BrokerRestarted,
-    BrokerUnreachable,
-    ConfigError,
     DistgradError,
-    Forked,
-    GradientRefused,
     StateError,
 )
 from distgrad.keys import ClientKeys
-from distgrad.layout import Layout
 from distgrad.nests import skeleton
 from distgrad.transfer import fetch, fetch_layout, payload
-from distgrad.wire import GRADIENT, MAX_CURSOR_BYTES, MAX_ID_CHARACTERS, PROTOCOL_VERSION, State
-from distgrad_worker.driver import Driver
-from distgrad_worker.session import OPEN, Session
+from distgrad.wire import State
+from distgrad_worker.connection import Connection, flush_at_exit, new_session
+from distgrad_worker.headers import gradient_header
+from distgrad_worker.session import OPEN
 from distgrad_worker.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -36,10 +28,7 @@ if TYPE_CHECKING:
 
     from distgrad.keys import KeyPath
 
-# A blocked call looks this often whether the broker still answers; Ctrl-C ends it at once anyway.
-_LOOK_S = 0.5
-# An unfinished worker is given this long to deliver when the program ends, or its with-block by an exception.
-EXIT_FLUSH_S = 10.0
+# An unfinished worker is given this long to deliver when its with-block ends by an exception.
 _ABORT_FLUSH_S = 1.0
 # The most that a pull waits in one request; the broker's own limit.
 _PULL_WAIT_S = 5.0
@@ -97,43 +86,18 @@ class Worker:
         timeout: float = 30.0,
         gradients: str | None = None,
     ) -> None:
-        if worker_id is not None and not (0 < len(worker_id) <= MAX_ID_CHARACTERS and worker_id.isprintable()):
-            raise ConfigError(f"worker_id must have 1 to {MAX_ID_CHARACTERS} printable characters, got {worker_id!r}")
-        if window_bytes is not None and window_bytes < 1:
-            raise ConfigError(f"window_bytes must be at least 1, got {window_bytes}")
-        if not timeout > 0:
-            raise ConfigError(f"timeout must be more than 0 seconds, got {timeout}")
-        self._is_forked = False
-        # Told by the fork itself: asking for the process id in every push would cost as much as encoding it.
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_note_fork(weakref.ref(self)))
-        self._timeout = timeout
-        self._is_closed = False
-        self._window_bytes = window_bytes
-        self._address = addresses.parse(address, addresses.CONTROL_PORT)
-        if gradients is not None:
-            addresses.parse(gradients, addresses.GRADIENTS_PORT)
-        client_keys = ClientKeys.of(keys)
-        nonce = os.urandom(16)
-        self._session = Session(
-            worker_id or f"worker-{nonce[:6].hex()}",
-            nonce,
-            generated=worker_id is None,
-            window_bytes=window_bytes,
-        )
-        self._lock = threading.Condition()
-        self._driver = Driver(self._session, self._lock, self._address, client_keys, gradients)
-        self._puller = ControlClient(address, client_keys, timeout, context=self._driver.context)
+        self._session = new_session(worker_id, window_bytes)
+        self._connection = Connection(self._session, address, ClientKeys.of(keys), timeout, gradients)
+        self._lock = self._connection.lock
         self._last_state: State | None = None
         # Fingerprint and skeleton of what `initialize` was given.
         self._like: tuple[int | None, Any] = (None, None)
-        self._driver.start()
         # Weakly: the exit hook must not keep a worker alive that nobody uses any more.
-        self._at_exit = _flush_at_exit(weakref.ref(self))
+        self._at_exit = flush_at_exit(weakref.ref(self))
         atexit.register(self._at_exit)
         try:
             with self._lock:
-                self._wait(lambda: self._session.phase == OPEN)
+                self._connection.wait(lambda: self._session.phase == OPEN)
         except BaseException:
             self._shut(leaves=False)
             raise
@@ -168,11 +132,6 @@ class Worker:
         """Highest number up to which every gradient of this worker is settled."""
         return self._session.window.settled
 
-    @property
-    def is_running(self) -> bool:
-        """Whether the broker's updater ran when the broker last answered."""
-        return self._session.is_running
-
     def initialize(self, parameters: Any) -> Snapshot:
         """Offer the first parameters; the first offer wins and all workers get the winner.
 
@@ -195,14 +154,16 @@ class Worker:
         BrokerUnreachable
             If the broker does not answer in time.
         """
-        self._check()
+        self._connection.check()
         layout, frames = payload(parameters)
         while True:
             try:
                 # Only who is asked to sends the parameters; a hundred workers would send a hundred models.
-                offer = self._puller.request("offer", bytes=layout.parameter_bytes, wait_s=_PULL_WAIT_S).header
+                offer = self._connection.puller.request(
+                    "offer", bytes=layout.parameter_bytes, wait_s=_PULL_WAIT_S
+                ).header
                 if offer["wanted"]:
-                    self._puller.request("set", frames=frames, mutating=True, if_absent=True)
+                    self._connection.puller.request("set", frames=frames, mutating=True, if_absent=True)
                 if offer["wanted"] or offer["fingerprint"] is not None:
                     break
             except BrokerRestarted:
@@ -252,7 +213,7 @@ class Worker:
         SnapshotRevoked
             If the connection is too slow for the rate of updates.
         """
-        self._check()
+        self._connection.check()
         since = self._state_of(newer_than)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while True:
@@ -262,7 +223,7 @@ class Worker:
                 return snapshot
             if time.monotonic() >= deadline:
                 raise TimeoutError(f"nothing newer than {since} within {timeout} s")
-            self._check()
+            self._connection.check()
 
     def push(
         self,
@@ -272,6 +233,7 @@ class Worker:
         examples: int = 1,
         cursor: bytes | str | None = None,
         base_version: Snapshot | State | int | None = None,
+        copy: bool = True,
     ) -> int:
         """Queue a gradient for the broker; waits while there is no grant for it.
 
@@ -288,6 +250,9 @@ class Worker:
             most 4 KiB.
         base_version : Snapshot, State or int, optional
             What it was computed on; by default the last pull's.
+        copy : bool
+            Whether to copy the gradient. Without, the contiguous array of a model with one leaf is sent from where it
+            is, and must not change until it is settled; anything else is copied all the same.
 
         Returns
         -------
@@ -309,21 +274,22 @@ class Worker:
         BrokerRestarted
             Once, if the broker was restarted and lost what it had; this gradient was not queued.
         """
-        self._check()
+        self._connection.check()
         layout = self._session.layout
         if layout is None:
             # The heartbeat that tells of new parameters may still be under way; the broker itself knows.
-            layout = fetch_layout(self._puller)
-        header = self._header(layout, loss, examples, cursor, base_version)
-        parts = encode(layout, layout.pack_gradient(gradients))
+            layout = fetch_layout(self._connection.puller)
+        base = self._last_state if base_version is None else self._state_of(base_version)
+        header = gradient_header(self._session.worker_id, layout.fingerprint, base, loss, examples, cursor)
+        parts = encode(layout, layout.pack_gradient(gradients) if copy else lend(layout, gradients))
         size = layout.gradient_bytes
-        session, driver = self._session, self._driver
+        session, driver = self._session, self._connection.driver
         with self._lock:
             if not session.can_push(size, layout.fingerprint):
                 session.check_size(size)
                 driver.wake()
                 try:
-                    self._wait(lambda: session.can_push(size, layout.fingerprint))
+                    self._connection.wait(lambda: session.can_push(size, layout.fingerprint))
                 finally:
                     session.stop_wanting()
             number = session.push(header, parts, size)
@@ -351,18 +317,18 @@ class Worker:
         BrokerRestarted
             Once, if the broker was restarted and lost what it had.
         """
-        self._check()
+        self._connection.check()
         session = self._session
         with self._lock:
             last = session.window.last
             if session.window.settled < last:
                 session.wait_for(last)
-                self._driver.wake()
+                self._connection.driver.wake()
                 try:
-                    self._wait(lambda: session.window.settled >= last, timeout)
+                    self._connection.wait(lambda: session.window.settled >= last, timeout)
                 finally:
                     session.done_waiting(last)
-            self._raise_problem()
+            self._connection.raise_problem()
 
     def close(self, timeout: float | None = None) -> None:
         """Flush, say goodbye, and close the connection. Idempotent.
@@ -379,14 +345,14 @@ class Worker:
         GradientRefused
             If a gradient was refused; the connection is closed all the same.
         """
-        if self._is_closed or self._is_forked:
+        if self._connection.is_closed or self._connection.is_forked:
             return
         is_settled = False
         try:
             # What is told here is raised after everything is settled, not instead of settling.
             with self._lock:
-                if self._must_initialize():
-                    self._raise_problem()
+                if self._connection.must_initialize:
+                    self._connection.raise_problem()
                 told = list(self._session.problems)
                 self._session.problems.clear()
             try:
@@ -396,19 +362,17 @@ class Worker:
                 with self._lock:
                     self._session.problems.extendleft(reversed(told))
             with self._lock:
-                self._raise_problem()
+                self._connection.raise_problem()
         finally:
             self._shut(leaves=is_settled)
 
     def _shut(self, *, leaves: bool) -> None:
-        self._is_closed = True
         atexit.unregister(self._at_exit)
-        self._puller.close()
-        self._driver.close(leaves=leaves and self._session.ended is None, timeout_s=min(self._timeout, 1.0))
+        self._connection.shut(leaves=leaves)
 
     def _fetch(self, since: State | None, wait_s: float, out: Snapshot | None) -> Snapshot | None:
         fetched = fetch(
-            self._puller,
+            self._connection.puller,
             newer_than=since,
             wait_s=wait_s,
             have=self._session.layout if out is None else out.layout,
@@ -433,112 +397,3 @@ class Worker:
         if known is None:
             raise StateError("a bare version number means nothing before the first pull; pull first")
         return known._replace(version=int(what))
-
-    def _header(
-        self,
-        layout: Layout,
-        loss: float | None,
-        examples: int,
-        cursor: object,
-        base_version: Snapshot | State | int | None,
-    ) -> dict[str, Any]:
-        if cursor is not None and not (isinstance(cursor, bytes | str) and len(cursor) <= MAX_CURSOR_BYTES):
-            raise ConfigError(f"cursor must be bytes or str of at most {MAX_CURSOR_BYTES}, got {cursor!r:.80}")
-        if examples < 0:
-            raise ConfigError(f"examples must be at least 0, got {examples}")
-        header: dict[str, Any] = {
-            "v": PROTOCOL_VERSION,
-            "kind": GRADIENT,
-            "worker": self._session.worker_id,
-            "base": self._last_state if base_version is None else self._state_of(base_version),
-            "fingerprint": layout.fingerprint,
-        }
-        # What has its default is left out: each key costs time at both ends.
-        if examples != 1:
-            header["examples"] = int(examples)
-        if loss is not None:
-            header["loss"] = float(loss)
-        if cursor is not None:
-            header["cursor"] = cursor
-        return header
-
-    def _check(self) -> None:
-        if self._is_forked:
-            raise Forked("this worker belongs to the parent process; make a new Worker after fork")
-        if self._is_closed:
-            raise StateError("this worker is closed")
-        if self._session.problems or self._session.ended or self._driver.failure:
-            with self._lock:
-                self._raise_problem()
-
-    def _raise_problem(self) -> None:
-        session = self._session
-        failure = self._driver.failure
-        if isinstance(failure, DistgradError):
-            raise failure
-        if failure is not None:
-            raise StateError("the worker's own thread ended; this is a bug in distgrad") from failure
-        if session.problems:
-            problem = session.problems.popleft()
-            refused = [p for p in session.problems if isinstance(p, GradientRefused)]
-            if isinstance(problem, GradientRefused) and refused:
-                problem.add_note(f"{len(refused)} more gradient(s) were refused; each is raised in turn")
-            raise problem
-        if session.ended is not None:
-            raise session.ended
-
-    def _must_initialize(self) -> bool:
-        """Tell whether a new broker waits for parameters, which nobody offers before the user is told of it."""
-        session = self._session
-        return session.layout is None and any(isinstance(problem, BrokerRestarted) for problem in session.problems)
-
-    def _wait(self, is_done: Any, timeout: float | None = None) -> None:
-        """Wait, with the lock held, until something is true or the broker is given up."""
-        started = time.monotonic()
-        deadline = math.inf if timeout is None else started + timeout
-        while not is_done():
-            if self._session.ended is not None or self._driver.failure is not None or self._must_initialize():
-                self._raise_problem()
-            now = time.monotonic()
-            if now >= deadline:
-                raise TimeoutError(f"{len(self._session.window)} gradient(s) are not settled after {timeout} s")
-            if now - max(started, self._driver.last_answer) >= self._timeout:
-                raise self._unreachable()
-            self._lock.wait(min(_LOOK_S, deadline - now, self._timeout))
-
-    def _unreachable(self) -> BrokerUnreachable:
-        link = self._driver.link
-        detail = {
-            None: "no connection came about",
-            "absent": "nobody listens there",
-            "refused": "the broker does not accept the key",
-            "no_keys": "one side has keys and the other has none",
-            "lost": "the connection was lost",
-            "unfinished": "the handshake was not finished; is the key this broker's?",
-        }.get(None if link is None else link.value, "the broker is silent")
-        return BrokerUnreachable(
-            f"no answer from a broker at {self._address.endpoint} within {self._timeout:g} s: {detail}",
-            hint="start one with `distgrad broker`, or check the address and the keys",
-        )
-
-
-def _note_fork(reference: weakref.ref[Worker]) -> Any:
-    """Make the hook that tells a worker in a forked child that it is the parent's."""
-
-    def note() -> None:
-        worker = reference()
-        if worker is not None:
-            worker._is_forked = True
-
-    return note
-
-
-def _flush_at_exit(reference: weakref.ref[Worker]) -> Any:
-    """Make the hook that delivers what a program left behind when it ends without `close`."""
-
-    def flush() -> None:
-        worker = reference()
-        if worker is not None:
-            worker.close(timeout=EXIT_FLUSH_S)
-
-    return flush

@@ -1,0 +1,263 @@
+"""What stands behind a `Worker`: its session, its thread, its pulls' client, and when to give up waiting for them."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from distgrad import addresses
+from distgrad.client import ControlClient
+from distgrad.errors import (
+    BrokerRestarted,
+    BrokerUnreachable,
+    ConfigError,
+    DistgradError,
+    Forked,
+    GradientRefused,
+    StateError,
+)
+from distgrad.keys import ClientKeys
+from distgrad.wire import MAX_ID_CHARACTERS
+from distgrad_worker.driver import Driver
+from distgrad_worker.session import Session
+
+# A blocked call looks this often whether the broker still answers; Ctrl-C ends it at once anyway.
+LOOK_S = 0.5
+# An unfinished worker is given this long to deliver when the program ends.
+EXIT_FLUSH_S = 10.0
+
+_CAUSES = {
+    None: "no connection came about",
+    "absent": "nobody listens there",
+    "refused": "the broker does not accept the key",
+    "no_keys": "one side has keys and the other has none",
+    "lost": "the connection was lost",
+    "unfinished": "the handshake was not finished; is the key this broker's?",
+}
+
+
+def new_session(worker_id: str | None, window_bytes: int | None) -> Session:
+    """Begin a session of this process.
+
+    Parameters
+    ----------
+    worker_id : str or None
+        The worker's name; None makes one up, which the broker forgets when the worker leaves.
+    window_bytes : int or None
+        The most that unsettled gradients may take.
+
+    Returns
+    -------
+    Session
+        Not greeted yet.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is impossible.
+    """
+    if worker_id is not None and not (0 < len(worker_id) <= MAX_ID_CHARACTERS and worker_id.isprintable()):
+        raise ConfigError(f"worker_id must have 1 to {MAX_ID_CHARACTERS} printable characters, got {worker_id!r}")
+    if window_bytes is not None and window_bytes < 1:
+        raise ConfigError(f"window_bytes must be at least 1, got {window_bytes}")
+    nonce = os.urandom(16)
+    name = worker_id or f"worker-{nonce[:6].hex()}"
+    return Session(name, nonce, generated=worker_id is None, window_bytes=window_bytes)
+
+
+class Connection:
+    """One worker's connection to its broker.
+
+    Parameters
+    ----------
+    session : Session
+        Guarded by `lock` from now on.
+    address : str
+        The broker's control channel.
+    keys : ClientKeys or None
+        For CURVE.
+    timeout : float
+        How long the broker may be unreachable before a call gives up, seconds.
+    gradients : str or None
+        Where to send gradients, if not where the broker says.
+
+    Attributes
+    ----------
+    lock : threading.Condition
+        Guards the session and the PUSH socket; notified whenever the session has changed.
+    driver : Driver
+        The thread that keeps the lease.
+    puller : ControlClient
+        For pulls and offers.
+    is_closed : bool
+        Set by `shut`.
+    """
+
+    def __init__(
+        self, session: Session, address: str, keys: ClientKeys | None, timeout: float, gradients: str | None
+    ) -> None:
+        if not timeout > 0:
+            raise ConfigError(f"timeout must be more than 0 seconds, got {timeout}")
+        self.session = session
+        self.lock = threading.Condition()
+        self.is_closed = False
+        self.is_forked = False
+        # Told by the fork itself: asking for the process id in every push would cost as much as encoding it.
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_note_fork(weakref.ref(self)))
+        self._timeout = timeout
+        self._address = addresses.parse(address, addresses.CONTROL_PORT)
+        if gradients is not None:
+            addresses.parse(gradients, addresses.GRADIENTS_PORT)
+        self.driver = Driver(session, self.lock, self._address, keys, gradients)
+        self.puller = ControlClient(address, keys, timeout, context=self.driver.context)
+        self.driver.start()
+
+    def check(self) -> None:
+        """Raise what the user must be told before anything else is done.
+
+        Raises
+        ------
+        Forked
+            In a child of ``fork``.
+        StateError
+            If the worker is closed.
+        DistgradError
+            What happened since the last call: a refusal, a restart, the end of the session.
+        """
+        if self.is_forked:
+            raise Forked("this worker belongs to the parent process; make a new Worker after fork")
+        if self.is_closed:
+            raise StateError("this worker is closed")
+        if self.session.problems or self.session.ended or self.driver.failure:
+            with self.lock:
+                self.raise_problem()
+
+    def raise_problem(self) -> None:
+        """Raise the oldest thing that the user was not told yet, if there is one; the caller holds the lock.
+
+        Raises
+        ------
+        DistgradError
+            That thing.
+        """
+        session = self.session
+        failure = self.driver.failure
+        if isinstance(failure, DistgradError):
+            raise failure
+        if failure is not None:
+            raise StateError("the worker's own thread ended; this is a bug in distgrad") from failure
+        if session.problems:
+            problem = session.problems.popleft()
+            refused = [p for p in session.problems if isinstance(p, GradientRefused)]
+            if isinstance(problem, GradientRefused) and refused:
+                problem.add_note(f"{len(refused)} more gradient(s) were refused; each is raised in turn")
+            raise problem
+        if session.ended is not None:
+            raise session.ended
+
+    @property
+    def must_initialize(self) -> bool:
+        """Whether a new broker waits for parameters, which nobody offers before the user is told of it."""
+        session = self.session
+        return session.layout is None and any(isinstance(problem, BrokerRestarted) for problem in session.problems)
+
+    def wait(self, is_done: Callable[[], bool], timeout: float | None = None) -> None:
+        """Wait until something is true; the caller holds the lock.
+
+        Parameters
+        ----------
+        is_done : callable
+            Asked whenever the session has changed.
+        timeout : float, optional
+            Seconds; None waits as long as the broker answers.
+
+        Raises
+        ------
+        TimeoutError
+            If it was not true in time, or (as `BrokerUnreachable`) the broker does not answer.
+        DistgradError
+            If waiting is in vain.
+        """
+        started = time.monotonic()
+        deadline = math.inf if timeout is None else started + timeout
+        while not is_done():
+            if self.session.ended is not None or self.driver.failure is not None or self.must_initialize:
+                self.raise_problem()
+            now = time.monotonic()
+            if now >= deadline:
+                raise TimeoutError(f"{len(self.session.window)} gradient(s) are not settled after {timeout} s")
+            if now - max(started, self.driver.last_answer) >= self._timeout:
+                raise self._unreachable()
+            self.lock.wait(min(LOOK_S, deadline - now, self._timeout))
+
+    def shut(self, *, leaves: bool) -> None:
+        """Close everything.
+
+        Parameters
+        ----------
+        leaves : bool
+            Say goodbye to the broker: nothing is unsettled.
+        """
+        self.is_closed = True
+        self.puller.close()
+        self.driver.close(leaves=leaves and self.session.ended is None, timeout_s=min(self._timeout, 1.0))
+
+    def _unreachable(self) -> BrokerUnreachable:
+        link = self.driver.link
+        cause = _CAUSES.get(None if link is None else link.value, "the broker is silent")
+        return BrokerUnreachable(
+            f"no answer from a broker at {self._address.endpoint} within {self._timeout:g} s: {cause}",
+            hint="start one with `distgrad broker`, or check the address and the keys",
+        )
+
+
+def _note_fork(reference: weakref.ref[Connection]) -> Any:
+    """Make the hook that tells a connection in a forked child that it is the parent's."""
+
+    def note() -> None:
+        connection = reference()
+        if connection is not None:
+            connection.is_forked = True
+
+    return note
+
+
+class Closable(Protocol):
+    """Something that delivers what it has when it is closed."""
+
+    def close(self, timeout: float | None = None) -> None:
+        """Deliver and close.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            How long delivering may take, seconds.
+        """
+
+
+def flush_at_exit(reference: weakref.ref[Closable]) -> Callable[[], None]:
+    """Make the hook that delivers what a program left behind when it ends without `close`.
+
+    Parameters
+    ----------
+    reference : weakref
+        To the worker: the hook must not keep it alive.
+
+    Returns
+    -------
+    callable
+        For `atexit`.
+    """
+
+    def flush() -> None:
+        worker = reference()
+        if worker is not None:
+            worker.close(timeout=EXIT_FLUSH_S)
+
+    return flush

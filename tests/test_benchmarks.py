@@ -30,10 +30,14 @@ def test_each_benchmark_runs_and_reports_one_line_of_json(name: str) -> None:
     ended = run("--tiny", name)
 
     assert ended.returncode == 0, ended.stderr
-    result = json.loads(ended.stdout.splitlines()[0])
-    assert result["value"] > 0
-    assert {"question", "target", "low", "high", "met", "machine", "python", "versions", "commit"} <= set(result)
-    assert result["question"] in ended.stdout.splitlines()[-1]
+    lines = ended.stdout.splitlines()
+    results = [json.loads(line) for line in lines if line.startswith("{")]
+    assert results
+    assert len(lines) == 2 * len(results) + 1, "the results, a heading, and a row for each"
+    for result, row in zip(results, lines[-len(results) :], strict=True):
+        assert result["value"] > 0
+        assert {"question", "target", "low", "high", "met", "machine", "python", "versions", "commit"} <= set(result)
+        assert result["question"] in row
     assert {path: path.stat().st_mtime_ns for path in BENCHMARKS.glob("results/*.json")} == before
 
 

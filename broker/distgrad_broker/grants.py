@@ -4,9 +4,10 @@ For each member: *promised* is the latest grant, *committed* the most that the w
 largest promise since its last echo. The sum of *committed* never exceeds the budget; that is the invariant. A
 smaller grant frees its difference only when the worker has echoed it, together with what it still has in flight.
 
-If every live member can have room for one gradient, each has an equal *share*. Otherwise grants are *turns*: a push
-that waits asks for one, the oldest wish is served first, and the grant falls back to 0 once nothing of the worker's
-is unsettled.
+If every live member can have room for one gradient, each has an equal *share*. As long as that leaves each at least
+two gradients, one more share is kept in *reserve* for whoever joins next. Otherwise grants are *turns*: a push that
+waits asks for one, the oldest wish is served first, and the grant falls back to 0 once nothing of the worker's is
+unsettled.
 """
 
 from __future__ import annotations
@@ -158,6 +159,11 @@ class Grants:
             return changed
         free = self.budget_bytes - self.committed_bytes(everyone)
         share = self.budget_bytes // len(live)
+        # A reserve for one more where there is plenty: who joins, after a crash say, then need not wait for the
+        # others' echoes or for the end of a dead worker's lease.
+        with_one_more = self.budget_bytes // (len(live) + 1)
+        if with_one_more >= 2 * max(self._gradient_bytes, 1):
+            share = with_one_more
         if share >= max(self._gradient_bytes, 1):
             self.uses_turns = False
             self._turns.clear()

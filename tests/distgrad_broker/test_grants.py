@@ -15,7 +15,7 @@ def people(count: int) -> list[Member]:
 
 def test_room_for_all_is_shared_equally() -> None:
     grants, table = Grants(9000), people(3)
-    grants.resize(9000, 1024)
+    grants.resize(9000, 2000)  # too large for a reserve: a fourth share has not room for two
 
     assert grants.rebalance(table) == table
     assert [member.promised for member in table] == [3000] * 3
@@ -23,27 +23,49 @@ def test_room_for_all_is_shared_equally() -> None:
     assert not grants.uses_turns
 
 
-def test_a_newcomer_gets_its_share_only_when_the_others_have_echoed_theirs() -> None:
-    grants, table = Grants(8000), people(2)
-    grants.resize(8000, 1024)
+def test_where_there_is_plenty_one_more_share_is_kept_in_reserve() -> None:
+    for budget, share in ((8192, 2048), (8191, 2730)):  # room for two gradients in each of four shares, or just not
+        grants, table = Grants(budget), people(3)
+        grants.resize(budget, 1024)
+        grants.rebalance(table)
+
+        assert [member.promised for member in table] == [share] * 3
+
+
+def test_a_newcomer_gets_room_at_once_although_the_other_never_echoes() -> None:
+    grants, table = Grants(12_000), people(2)
+    grants.resize(12_000, 1024)
+    grants.rebalance(table[:1])
+    assert table[0].committed == 6000
+
+    assert grants.rebalance(table) == table
+
+    assert [member.promised for member in table] == [4000, 4000]
+    assert [member.committed for member in table] == [6000, 4000]
+    assert not grants.uses_turns
+
+
+def test_without_a_reserve_a_newcomer_gets_its_share_only_when_the_others_have_echoed_theirs() -> None:
+    grants, table = Grants(7999), people(2)
+    grants.resize(7999, 2000)
     grants.rebalance(table[:1])
 
     grants.rebalance(table)
-    assert [member.committed for member in table] == [8000, 0]
+    assert [member.committed for member in table] == [7999, 0]
     first = table[0]
     first.queued_bytes = 2000
     grants.echo(first, first.grant_seq - 1, held=0, want=0, sent=0)
-    assert first.committed == 8000, "an echo of an older grant says nothing"
-    grants.echo(first, first.grant_seq, held=6000, want=0, sent=0)
+    assert first.committed == 7999, "an echo of an older grant says nothing"
+    grants.echo(first, first.grant_seq, held=5999, want=0, sent=0)
     grants.rebalance(table)
 
-    assert [member.committed for member in table] == [6000, 2000]
-    assert [member.promised for member in table] == [4000, 2000]
+    assert [member.committed for member in table] == [5999, 2000]
+    assert [member.promised for member in table] == [3999, 2000]
 
 
 def test_a_worker_cannot_grant_itself_anything() -> None:
-    grants, table = Grants(8000), people(2)
-    grants.resize(8000, 1024)
+    grants, table = Grants(12_000), people(2)
+    grants.resize(12_000, 1024)
     grants.rebalance(table)
 
     grants.echo(table[0], table[0].grant_seq, held=2**62, want=0, sent=0)

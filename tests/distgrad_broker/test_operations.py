@@ -43,13 +43,13 @@ def test_a_bad_hello_is_refused_and_remembers_nobody(keys: dict[str, Any], error
 
 
 def test_hello_tells_all_that_a_worker_needs() -> None:
-    kit = Kit(queue_bytes=10 * ONE)
+    kit = Kit(queue_bytes=20 * ONE)
     reply = kit.reply("hello", worker="w", nonce=N)
 
     told = {key: reply.header[key] for key in ("session", "accepted", "settled", "queued", "adopted", "cursor")}
     assert told == {"session": "one:1", "accepted": 0, "settled": 0, "queued": 0, "adopted": False, "cursor": None}
     assert (reply.header["gradients"], reply.header["lease_s"]) == ("tcp://127.0.0.1:5555", 30.0)
-    assert (reply.header["queue_bytes"], reply.header["grant"], reply.header["grant_seq"]) == (10 * ONE, 10 * ONE, 1)
+    assert (reply.header["queue_bytes"], reply.header["grant"], reply.header["grant_seq"]) == (20 * ONE, 10 * ONE, 1)
     assert Layout.from_frame(reply.frames[0]) == LAYOUT
 
 

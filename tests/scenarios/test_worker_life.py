@@ -30,14 +30,14 @@ import numpy as np
 from distgrad.errors import Forked
 from distgrad_worker import Worker
 
-worker = Worker(sys.argv[1], worker_id="script")
+worker = Worker(sys.argv[1], worker_id=sys.argv[2])
 snapshot = worker.initialize({"w": np.zeros(1000, np.float32)})
 gradient = {"w": np.ones(1000, np.float32)}
 """
 
 
-def script(broker: Broker, body: str) -> Process:
-    return Process(broker.address, program=(sys.executable, "-c", BEGINNING + body))
+def script(broker: Broker, body: str, worker_id: str = "script") -> Process:
+    return Process(broker.address, worker_id, program=(sys.executable, "-c", BEGINNING + body))
 
 
 def wait_until(is_so: Callable[[], object]) -> None:
@@ -101,12 +101,12 @@ def test_a_model_that_does_not_fit_in_the_queue_is_refused_with_the_number_neede
 
 
 def test_a_stopped_broker_stops_its_senders_at_the_queues_bytes_and_control_answers() -> None:
-    queue_bytes = 10 * GRADIENT_BYTES + 1
+    queue_bytes = 3 * GRADIENT_BYTES + 1  # too little for a reserve: the one worker may have all of it
     with Broker(parameters=ZEROS, queue_bytes=queue_bytes, stopped=True) as broker, Admin(broker.address) as admin:
         with Worker(broker.address) as worker:
             sender = threading.Thread(target=lambda: [worker.push(ONES) for _ in range(50)], name="sender")
             sender.start()
-            wait_until(lambda: admin.status()["queued"] == 10)
+            wait_until(lambda: admin.status()["queued"] == 3)
             for _ in range(50):
                 status = admin.status()
                 assert status["queued_bytes"] <= status["granted_bytes"] <= queue_bytes
@@ -242,7 +242,7 @@ except KeyboardInterrupt:
     print("interrupted")
     os._exit(5)
 """
-    queue_bytes = 10 * GRADIENT_BYTES + 1
+    queue_bytes = 20 * GRADIENT_BYTES + 1  # half of it is kept in reserve
     with (
         Broker(parameters=ZEROS, queue_bytes=queue_bytes, stopped=True) as broker,
         Admin(broker.address) as admin,
@@ -307,6 +307,27 @@ worker.close()
     assert sum_of(admin) == -300
     (worker,) = admin.workers()
     assert (worker["accepted"], worker["applied"]) == (300, 300)
+
+
+def test_a_killed_worker_does_not_hold_up_a_new_one_with_another_id(broker: Broker, admin: Admin) -> None:
+    """Regression: the dead one held all that may be in flight until its lease of 30 s ran out."""
+    body = """
+print("joined")
+worker.push(gradient)
+worker.flush()
+print("settled")
+time.sleep(60)
+"""
+    with script(broker, body, "killed") as process:
+        process.wait_for_line("^settled$")
+        process.kill()
+    with script(broker, body, "new") as process:
+        process.wait_for_line("^joined$")
+        process.wait_for_line("^settled$", timeout=10)
+        states = {worker["id"]: worker["state"] for worker in admin.workers()}
+
+    assert states == {"killed": "live", "new": "live"}, "the lease of the killed one still runs"
+    assert sum_of(admin) == -2
 
 
 def test_a_process_whose_id_was_taken_over_is_fenced_and_changes_nothing(broker: Broker, admin: Admin) -> None:

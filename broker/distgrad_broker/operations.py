@@ -311,6 +311,7 @@ def _destroy(state: CoreState, request: RequestReceived, waiter: Waiter, now: fl
     state.generation += 1
     state.versions.clear()
     state.log(logging.INFO, "destroyed", version=state.versions.version)
+    offers.end(state)
     _tell_everybody(state, now)
     state.answer(waiter, {})
     state.effects.append(Shutdown(DESTROY_LINGER_S))

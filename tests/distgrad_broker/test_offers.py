@@ -87,3 +87,13 @@ def test_parameters_that_were_taken_away_can_be_offered_anew() -> None:
 @pytest.mark.parametrize("keys", [{"bytes": -1}, {"bytes": "many"}, {"wait_s": -1.0}])
 def test_an_impossible_offer_is_malformed(keys: dict[str, Any]) -> None:
     assert Kit(None).ask("offer", **keys)["error"] == "malformed"
+
+
+def test_who_waits_is_answered_when_the_broker_is_destroyed() -> None:
+    kit = Kit(None)
+    offer(kit, A)
+    waiting = offer(kit, B)
+
+    kit.ask("destroy")
+
+    assert answers(kit, waiting) == [False]

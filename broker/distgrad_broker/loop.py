@@ -12,6 +12,7 @@ decides what a message means.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import queue
@@ -23,7 +24,7 @@ from typing import Any
 
 import zmq
 
-from distgrad.wire import Gradient
+from distgrad.log import RateLimiter
 from distgrad_broker.authenticator import Authenticator
 from distgrad_broker.channels import ControlChannel, GradientChannel
 from distgrad_broker.core import Core
@@ -102,6 +103,7 @@ class Loop:
         self._is_closing = False
         # Whether the gradients read in this turn are small.
         self._is_small = True
+        self._rejections = RateLimiter()
         self._strangers: Counter[str] = Counter()
         self._count_strangers_at = 0.0
 
@@ -195,7 +197,7 @@ class Loop:
         self._count_strangers_at = now + IDLE_S
         refused = Counter(authenticator.refused())
         for reason in (refused - self._strangers).elements():
-            self._core.handle(MessageRejected(reason), now)
+            self._reject(MessageRejected(reason), now)
         self._strangers = refused
 
     def _read_control(self, now: float) -> bool:
@@ -204,8 +206,19 @@ class Loop:
             event = self._control.receive()
             if event is None:
                 return True
-            self._carry_out(self._core.handle(event, now), now)
+            if isinstance(event, MessageRejected):
+                self._reject(event, now)
+            else:
+                self._carry_out(self._core.handle(event, now), now)
         return False
+
+    def _reject(self, event: MessageRejected, now: float) -> None:
+        """Have the core count what no peer should send, and log the first of many."""
+        self._core.handle(event, now)
+        suppressed = self._rejections.admit(event.reason, now)
+        if suppressed is not None:
+            fields = {"reason": event.reason, "not_logged_before": suppressed}
+            self._on_log(Log(logging.WARNING, "message rejected", fields))
 
     def _read_gradients(self, now: float) -> bool:
         """Read a turn's worth of gradients and tell whether that was all."""
@@ -215,10 +228,13 @@ class Loop:
             gradient = receive()
             if gradient is None:
                 return True
+            if isinstance(gradient, MessageRejected):
+                self._reject(gradient, now)
+                continue
             effects = handle(gradient, now)
             if effects:
                 self._carry_out(effects, now)
-            if isinstance(gradient, Gradient) and gradient.size > 1 << 20:
+            if gradient.size > 1 << 20:
                 self._is_small = False
                 # A large one is applied while ZeroMQ's own thread receives the next.
                 return False

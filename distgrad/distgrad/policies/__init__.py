@@ -1,0 +1,1 @@
+"""Consistency policies: when a gradient counts, and when a worker may have the parameters."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import logging
 import os
@@ -17,15 +18,15 @@ from distgrad import addresses, log, sockets
 from distgrad.errors import CheckpointError, ConfigError, StateError
 from distgrad.holder import ParameterHolder
 from distgrad.keys import BrokerKeys
+from distgrad.policies import Policy
 from distgrad.rules import Rule
 from distgrad_broker.authenticator import Authenticator
 from distgrad_broker.channels import ControlChannel, GradientChannel
-from distgrad_broker.config import RULE_NUMBERS, BrokerConfig
+from distgrad_broker.config import POLICY_SETTINGS, RULE_NUMBERS, BrokerConfig
 from distgrad_broker.core import Core
 from distgrad_broker.events import Log, SaveParameters, ShutdownAsked
 from distgrad_broker.files import FileThread
 from distgrad_broker.loop import Loop
-from distgrad_broker.policy import Asynchronous
 from distgrad_broker.requests import RequestError
 from distgrad_broker.state import CoreSettings
 from distgrad_broker.versions import Versions
@@ -61,6 +62,7 @@ def serve(
     on_ready: Callable[[Served], None],
     *,
     rule: Rule | None = None,
+    policy: Policy | None = None,
     parameters: Any = None,
 ) -> None:
     """Run a broker on this thread until it is shut down or destroyed.
@@ -73,6 +75,8 @@ def serve(
         Called once, when both channels are bound.
     rule : Rule, optional
         Instead of the configuration's.
+    policy : Policy, optional
+        Instead of the configuration's; it must not be in use elsewhere.
     parameters : nest of ndarray, optional
         Instead of the configuration's file.
 
@@ -123,7 +127,7 @@ def serve(
         )
         versions = Versions(holder)
         try:
-            core = Core(settings, versions, Asynchronous(config.max_staleness))
+            core = Core(settings, versions, policy or config.consistency(), config.weighing())
         except RequestError as error:
             raise ConfigError(error.message) from error
         role_of = None if authenticator is None else authenticator.role_of
@@ -168,6 +172,8 @@ class Broker:
         Settings; the keyword arguments below override it.
     optimizer : Rule or str, optional
         An update rule such as ``distgrad.SGD(lr=0.1)``, or its name.
+    policy : Policy or str, optional
+        When a gradient counts, such as ``distgrad.policies.Synchronous(quorum=3)``, or its name. It is copied.
     parameters : nest of ndarray, optional
         Parameters to start with.
     **settings : object
@@ -191,9 +197,16 @@ class Broker:
         config: BrokerConfig | None = None,
         *,
         optimizer: Rule | str | None = None,
+        policy: Policy | str | None = None,
         parameters: Any = None,
         **settings: Any,
     ) -> None:
+        if isinstance(policy, str):
+            settings["policy"] = policy
+        elif policy is not None and any(name in settings for name in POLICY_SETTINGS):
+            raise ConfigError("give the policy's settings to the policy, as in Bounded(3), not to the broker")
+        # A policy remembers workers and gradients: each broker gets one of its own.
+        self._policy = None if isinstance(policy, str) else copy.deepcopy(policy)
         self._rule = optimizer if isinstance(optimizer, Rule) else None
         if isinstance(optimizer, str):
             settings["optimizer"] = optimizer
@@ -274,7 +287,7 @@ class Broker:
 
     def _run(self) -> None:
         try:
-            serve(self.config, self._take, rule=self._rule, parameters=self._parameters)
+            serve(self.config, self._take, rule=self._rule, policy=self._policy, parameters=self._parameters)
         # The one place of this thread that catches everything: the owner is told by start or close.
         except BaseException as error:
             self._failure = error

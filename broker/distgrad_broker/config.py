@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from pathlib import Path
+from typing import Any
 
-from distgrad import addresses
+from distgrad import addresses, policies
 from distgrad.config import setting
 from distgrad.errors import ConfigError
 from distgrad.holder import checked_mode
+from distgrad.policies import SCALINGS, Policy, Weighing
 from distgrad.rules import RULES, Rule, rule_from_settings
 from distgrad.wire import MIN_CHARGE_BYTES
 
@@ -21,6 +24,18 @@ RULE_NUMBERS = (
     "beta2",
     "eps",
     "weight_decay",
+)
+
+
+POLICY_SETTINGS = (
+    "max_staleness",
+    "staleness_scaling",
+    "staleness_decay",
+    "quorum",
+    "grace",
+    "workers",
+    "bound",
+    "buffer_size",
 )
 
 
@@ -51,9 +66,37 @@ class BrokerConfig:
         help="Most bytes of gradients queued or on their way, over all workers; by default 256MiB or two gradients.",
     )
     max_workers: int = setting(1024, minimum=1, maximum=1_000_000, help="Most worker ids to remember.")
+    policy: str = setting(
+        "async", help="When a gradient counts: async, sync, bounded, buffered, or one that is installed."
+    )
     max_staleness: int | None = setting(
         None, minimum=0, help="Supersede gradients computed on parameters more than this many updates old."
     )
+    staleness_scaling: str | None = setting(
+        None, choices=SCALINGS, help="Scale a gradient s updates old by 1, 1/(1+s) or 1/sqrt(1+s)."
+    )
+    staleness_decay: float | None = setting(None, above=0, maximum=1, help="Or scale it by this to the power of s.")
+    quorum: int | None = setting(
+        None, minimum=1, help="A step of sync needs this many gradients; later ones are superseded."
+    )
+    grace: float | None = setting(
+        None,
+        unit="seconds",
+        minimum=0,
+        help="How long sync waits for the others once it has its quorum, and buffered for more when a worker flushes.",
+    )
+    workers: int | None = setting(
+        None, minimum=1, help="Fix the set of sync to this many workers: a step waits for all."
+    )
+    bound: int | None = setting(
+        None, minimum=1, help="No worker may run more than this many steps ahead of the slowest; 4 under bounded."
+    )
+    buffer_size: int | None = setting(None, minimum=1, help="How many gradients buffered averages into one update; 10.")
+    policy_settings: str | None = setting(
+        None, help="Settings of an installed policy, as a TOML inline table: '{cooldown = 3}'."
+    )
+    reduction: str = setting("mean", choices=("mean", "sum"), help="How the gradients of one step are combined.")
+    weigh_by_examples: bool = setting(False, help="Weigh the gradients of a step by the examples behind them.")
     workers_silent_after: float = setting(
         30.0, unit="seconds", above=0, help="Take a worker for gone after this long without a sign of life."
     )
@@ -72,6 +115,7 @@ class BrokerConfig:
         """
         checked_mode(self.mode)
         self.rule()
+        self.consistency().check(self.max_workers)
         for name, default_port in (("control", addresses.CONTROL_PORT), ("gradients", addresses.GRADIENTS_PORT)):
             address = addresses.parse(getattr(self, name), default_port)
             if self.keys is None and not self.insecure and not address.is_loopback:
@@ -80,6 +124,45 @@ class BrokerConfig:
                     hint="make keys with `distgrad keys new NAME --role worker --dir DIR` and pass --keys DIR, "
                     "bind to 127.0.0.1, or pass --insecure if the network is yours alone",
                 )
+
+    def consistency(self) -> Policy:
+        """Build the consistency policy.
+
+        Returns
+        -------
+        Policy
+            A new one.
+
+        Raises
+        ------
+        ConfigError
+            If it is not known, or settings are given that it does not have.
+        """
+        given = {name: getattr(self, name) for name in POLICY_SETTINGS if getattr(self, name) is not None}
+        return policies.build(self.policy, given | self._policy_table())
+
+    def weighing(self) -> Weighing:
+        """Build what combines the gradients of a step.
+
+        Returns
+        -------
+        Weighing
+            Mean or sum.
+        """
+        return Weighing(self.reduction, self.weigh_by_examples)
+
+    def _policy_table(self) -> dict[str, Any]:
+        if self.policy_settings is None:
+            return {}
+        try:
+            table = tomllib.loads(f"settings = {self.policy_settings}")["settings"]
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"policy_settings must be a TOML inline table: {error}") from error
+        if not isinstance(table, dict):
+            raise ConfigError(
+                f"policy_settings must be a TOML inline table such as '{{cooldown = 3}}', got {table!r:.40}"
+            )
+        return table
 
     def rule(self) -> Rule | None:
         """Build the update rule.

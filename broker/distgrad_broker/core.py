@@ -17,7 +17,7 @@ Invariants, each held by a property test:
 - a reply is given once for each request: at once, or when what it waits for happens, or at its deadline.
 
 Here are the queue and the clockwork. What the operations mean is in `operations`, who may send in `members`,
-how much in `grants`, when a gradient counts in `policy`.
+how much in `grants`; when a gradient counts is for `distgrad.policies` to say, and `updates` does it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from distgrad.errors import MalformedMessage
+from distgrad.policies import Policy, Weighing
 from distgrad.wire import Gradient, State
-from distgrad_broker import intake, operations
+from distgrad_broker import intake, membership, operations, updates
 from distgrad_broker.events import (
     BadRequestReceived,
     Effect,
@@ -41,7 +42,6 @@ from distgrad_broker.events import (
     TimePassed,
     WorkDue,
 )
-from distgrad_broker.policy import Asynchronous, Policy
 from distgrad_broker.requests import ClientKey, RequestError
 from distgrad_broker.state import CoreSettings, CoreState, Waiter
 from distgrad_broker.versions import Versions
@@ -61,24 +61,31 @@ class Core:
         As the broker was started.
     versions : Versions
         The parameters; from now on touched by the core alone.
-    policy : Policy, optional
-        When a gradient counts; asynchronous by default.
+    policy : Policy
+        When a gradient counts; from now on the core's alone.
+    weighing : Weighing, optional
+        How the gradients of a step are combined; by default their mean.
 
     Raises
     ------
     RequestError
-        If the parameters are already set and one gradient does not fit in the budget.
+        If the parameters are already set and what the policy must hold does not fit in the budget.
+    ConfigError
+        If the policy cannot work with so many workers as are allowed.
     """
 
-    def __init__(self, settings: CoreSettings, versions: Versions, policy: Policy | None = None) -> None:
-        self.state = CoreState(settings, versions, policy or Asynchronous())
+    def __init__(
+        self, settings: CoreSettings, versions: Versions, policy: Policy, weighing: Weighing | None = None
+    ) -> None:
+        policy.check(settings.max_workers)
+        self.state = CoreState(settings, versions, policy, weighing or Weighing())
         if versions.layout is not None:
             self.state.resize_budget(versions.layout.gradient_bytes)
 
     @property
     def has_work(self) -> bool:
         """Whether a gradient can be settled now."""
-        return intake.has_work(self.state)
+        return updates.has_work(self.state)
 
     @property
     def name(self) -> State:
@@ -103,7 +110,10 @@ class Core:
         float or None
             Seconds on the shell's clock.
         """
-        return self.state.next_deadline()
+        state = self.state
+        request = state.next_deadline()
+        step = state.policy.next_deadline() if state.held and updates.is_updating(state) else None
+        return step if request is None else request if step is None else min(request, step)
 
     def handle(self, event: Event | Gradient, now: float) -> Sequence[Effect]:
         """Take in one event.
@@ -124,7 +134,7 @@ class Core:
         if type(event) is Gradient:
             intake.accept(state, event, now)
         elif type(event) is WorkDue:
-            intake.work(state, now, event.gradients)
+            updates.work(state, now, event.gradients)
         elif type(event) is RequestReceived:
             self._request(event, now)
         elif type(event) is TimePassed:
@@ -134,7 +144,7 @@ class Core:
             state.busy_s += event.busy_s
             if now >= state.next_sweep:
                 state.next_sweep = now + SWEEP_S
-                intake.expire_leases(state, now)
+                membership.expire_leases(state, now)
                 state.versions.expire(now)
         elif type(event) is MessageRejected:
             state.rejected[event.reason] += 1
@@ -145,7 +155,7 @@ class Core:
             operations.end_save(state, event)
         elif type(event) is ShutdownAsked:
             state.is_closing = True
-            state.log(logging.INFO, "shutting down", queued=len(state.queue))
+            state.log(logging.INFO, "shutting down", queued=len(state.queue), held=len(state.held))
         if not state.effects:
             return _NOTHING
         effects = state.effects
@@ -190,8 +200,13 @@ class Core:
             state.fail(waiter, RequestError("malformed", error.message))
 
     def _answer_late(self, now: float) -> None:
-        for waiter in self.state.due(now):
+        state = self.state
+        for waiter in state.due(now):
             waiter.on_deadline(waiter, now)
+        if state.held:
+            deadline = state.policy.next_deadline()
+            if deadline is not None and deadline <= now:
+                updates.advance(state, now)
 
     def _count(self, code: str) -> None:
         self.state.rejected[code] += 1

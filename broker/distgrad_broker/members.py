@@ -11,7 +11,12 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from distgrad.errors import GradientRefused
+from distgrad.wire import Gradient
 from distgrad_broker.requests import RequestError
+
+# A decision that waits for its turn: what the gradient is charged, its outcome, and why it was refused.
+Decided = tuple[int, str, GradientRefused | None]
 
 LIVE, SILENT, LEFT = "live", "silent", "left"
 
@@ -52,6 +57,9 @@ class Member:
         self.settled = 0
         self.attempt = 0
         self.missing = False
+        # The last number that the policy has seen; what was decided of numbers behind one that is held.
+        self.judged = 0
+        self.decided: dict[int, Decided] = {}
         # Whether the current session took numbers over from an earlier incarnation, whose history is lost.
         self.adopted = False
         self.sent = 0
@@ -136,6 +144,7 @@ class Members:
         self._limit = limit
         self.lease_s = lease_s
         self._by_id: dict[str, Member] = {}
+        self._live_ids: frozenset[str] | None = None
         self._counter = 0
 
     def __iter__(self) -> Iterator[Member]:
@@ -158,6 +167,28 @@ class Members:
             None if it is not known.
         """
         return self._by_id.get(worker)
+
+    def of(self, gradient: Gradient) -> Member:
+        """Find the member that an accepted gradient belongs to.
+
+        Parameters
+        ----------
+        gradient : Gradient
+            Queued or held.
+
+        Returns
+        -------
+        Member
+            A member with something unsettled is never forgotten.
+        """
+        return self._by_id[gradient.worker]
+
+    @property
+    def live_ids(self) -> frozenset[str]:
+        """Ids of the members whose lease runs."""
+        if self._live_ids is None:
+            self._live_ids = frozenset(member.worker for member in self.live())
+        return self._live_ids
 
     def live(self) -> list[Member]:
         """List the members whose lease runs.
@@ -207,6 +238,7 @@ class Members:
                     f"at most {self._limit} worker ids are remembered; raise --max-workers or reuse ids",
                 )
             member = self._by_id[worker] = Member(worker, user, generated)
+            self._live_ids = None
             self._issue(member, nonce, previous)
             return member, True
         if member.user != user:
@@ -235,7 +267,8 @@ class Members:
             Whether it was silent, or had left, before.
         """
         was_silent = member.state != LIVE
-        member.state = LIVE
+        if was_silent:
+            member.state, self._live_ids = LIVE, None
         member.last_seen = now
         member.expires = now - busy_s + self.lease_s
         return was_silent
@@ -257,7 +290,7 @@ class Members:
         """
         lapsed = [m for m in self._by_id.values() if m.state == LIVE and now - busy_s >= m.expires]
         for member in lapsed:
-            member.state = SILENT
+            member.state, self._live_ids = SILENT, None
         return lapsed
 
     def leave(self, member: Member) -> None:
@@ -268,7 +301,7 @@ class Members:
         member : Member
             Who leaves; nothing of its is queued.
         """
-        member.state = LEFT
+        member.state, self._live_ids = LEFT, None
         member.past_nonces.append(member.nonce)
         member.session, member.nonce = "", b""
         if member.generated:

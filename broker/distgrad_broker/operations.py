@@ -15,10 +15,10 @@ from distgrad.codec import fill
 from distgrad.errors import ConfigError, GradientRefused, MalformedMessage
 from distgrad.layout import Layout
 from distgrad.wire import MAX_FRAME_BYTES, MAX_ID_CHARACTERS, field
-from distgrad_broker import intake, offers, pulls
+from distgrad_broker import membership, offers, policy_change, pulls, settling, updates
 from distgrad_broker.events import RequestReceived, SaveEnded, SaveParameters, Shutdown
 from distgrad_broker.members import LEFT, Member
-from distgrad_broker.report import describe
+from distgrad_broker.report import describe, policy_settings
 from distgrad_broker.requests import ADMIN, ANY, READ, WORKER, RequestError
 from distgrad_broker.state import CoreState, Waiter
 
@@ -54,6 +54,7 @@ def _hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: floa
         raise RequestError("invalid", f"a nonce has 8 to 64 bytes, got {len(nonce)}")
     if state.is_closing:
         raise RequestError("failed", "the broker is shutting down")
+    membership.check_room(state, worker)
     former = state.members.get(worker)
     former_session, late = ("", None) if former is None else (former.session, former.waiting)
     member, is_new = state.members.greet(worker, nonce, previous, request.user, generated)
@@ -68,8 +69,9 @@ def _hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: floa
             "invalid", f"the window begins at {lowest}, but number {member.accepted + 1} of {worker!r:.80} never came"
         )
     was_silent = state.members.renew(member, now, state.busy_s)
-    intake.rebalance(state)
+    settling.rebalance(state)
     if is_new or was_silent:
+        membership.came(state, member, now)
         state.log(logging.INFO, "worker joined" if is_new else "worker is back", worker=worker, session=member.session)
     layout = state.versions.layout
     fields = {
@@ -101,6 +103,7 @@ def _heartbeat(state: CoreState, request: RequestReceived, waiter: Waiter, now: 
     until: int = field(header, "until", int, 0, low=0)
     wait_s = min(field(header, "wait_s", float, 0.0, low=0), MAX_HEARTBEAT_WAIT_S)
     knows = header.get("fingerprint")
+    membership.check_room(state, member.worker)
     if attempt > member.attempt:
         member.attempt = attempt
         member.missing = False
@@ -112,7 +115,11 @@ def _heartbeat(state: CoreState, request: RequestReceived, waiter: Waiter, now: 
         member.refusals.popleft()
     member.waiting = None  # a newer heartbeat replaces one that still waits
     if state.grants.echo(member, grant_seq, held, want, sent) or is_back:
-        intake.rebalance(state)
+        settling.rebalance(state)
+    if is_back:
+        membership.came(state, member, now)
+    if state.held and until > member.settled:
+        state.policy.awaited(member.worker, state.situation(now))
     is_news = (
         member.missing
         or member.grant_seq != grant_seq
@@ -121,15 +128,15 @@ def _heartbeat(state: CoreState, request: RequestReceived, waiter: Waiter, now: 
         or (until and member.settled >= until)
     )
     if is_news or wait_s <= 0:
-        state.answer(waiter, intake.heartbeat_fields(member))
+        state.answer(waiter, settling.heartbeat_fields(member))
         return
     waiter.deadline = now + wait_s
-    waiter.data = intake.HeartbeatWait(until or 2**63, max(1, member.committed // 4))
+    waiter.data = settling.HeartbeatWait(until or 2**63, max(1, member.committed // 4))
     member.waiting = waiter
 
     def give_up(late: Waiter, _: float) -> None:
         if member.waiting is late:
-            intake.answer_heartbeat(state, member)
+            settling.answer_heartbeat(state, member)
         else:
             late.is_done = True
 
@@ -143,7 +150,8 @@ def _leave(state: CoreState, request: RequestReceived, waiter: Waiter, now: floa
         raise RequestError("invalid", f"{member.accepted - member.settled} gradient(s) are not settled; flush first")
     state.grants.withdraw(member)
     state.members.leave(member)
-    intake.rebalance(state)
+    settling.rebalance(state)
+    membership.went(state, member, now, left=True)
     state.log(logging.INFO, "worker left", worker=member.worker, settled=member.settled)
     state.answer(waiter, {})
 
@@ -180,10 +188,11 @@ def _set_parameters(state: CoreState, request: RequestReceived, waiter: Waiter, 
         changed = True
         offers.end(state)
     state.generation += 1
+    updates.requeue_held(state)
     state.log(logging.INFO, "parameters set" if not absent else "parameters removed", generation=state.generation)
     if absent and state.drain_left:
-        intake.end_drain(state)  # without parameters nothing more can be applied
-    intake.rebalance(state)
+        updates.end_drain(state)  # without parameters nothing more can be applied
+    settling.rebalance(state)
     _tell_everybody(state, now)
     state.answer(waiter, {"changed": changed})
 
@@ -192,9 +201,10 @@ def _start(state: CoreState, request: RequestReceived, waiter: Waiter, now: floa
     """Let the updater run."""
     changed = not state.is_running
     state.is_running = True
-    intake.end_drain(state)  # whoever waits for a stop is overruled
+    updates.end_drain(state)  # whoever waits for a stop is overruled
     if changed:
         state.log(logging.INFO, "updater started", queued=len(state.queue))
+        updates.advance(state, now)
         _tell_everybody(state, now)
     state.answer(waiter, {"changed": changed})
 
@@ -210,7 +220,7 @@ def _stop(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
         state.log(logging.INFO, "updater stopped", queued=len(state.queue), draining=state.drain_left)
         _tell_everybody(state, now)
     elif not drain:
-        intake.end_drain(state)
+        updates.end_drain(state)
     if not (drain and state.drain_left):
         state.answer(waiter, {"changed": changed, "drained": True})
         return
@@ -231,34 +241,37 @@ def _stop(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
 
 def _clear(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
     """Settle as cleared what is accepted at this moment (PROTOCOL 16)."""
-    cleared = intake.clear_queue(state, now)
+    cleared = updates.clear_queue(state)
     state.log(logging.INFO, "queue cleared", cleared=cleared)
     state.answer(waiter, {"cleared": cleared})
 
 
 def _configure(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
-    """Change the mode or numbers of the rule; all of it or nothing."""
-    settings = dict(field(request.header, "settings", dict))
+    """Change the mode, numbers of the rule, or the policy; all of it or nothing."""
+    settings = {str(name): value for name, value in field(request.header, "settings", dict).items()}
     holder = state.versions.holder
     former_mode = holder.mode
-    mode = settings.pop("mode", None)
     try:
-        if mode is not None:
-            holder.set_mode(mode)
+        change = policy_change.prepare(state, settings)
+        if "mode" in settings:
+            holder.set_mode(settings.pop("mode"))
         if settings:
-            holder.set_rule_numbers(**{str(name): value for name, value in settings.items()})
+            holder.set_rule_numbers(**settings)
     except (ConfigError, TypeError) as error:
         holder.set_mode(former_mode)
         raise RequestError("invalid", str(error)) from error
+    if change is not None:
+        policy_change.carry_out(state, change, now)
     rule = holder.rule
     in_force = {"mode": holder.mode, "optimizer": rule.name if rule else None, **(rule.settings() if rule else {})}
+    in_force |= policy_settings(state)
     state.log(logging.INFO, "configured", **in_force)
     state.answer(waiter, {"settings": in_force})
 
 
 def _status(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
     """Tell how the broker does."""
-    state.answer(waiter, {"status": describe(state)})
+    state.answer(waiter, {"status": describe(state, now)})
 
 
 def _workers(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
@@ -305,7 +318,7 @@ def end_save(state: CoreState, event: SaveEnded) -> None:
 
 def _destroy(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
     """Stop for good: forget queue and parameters, and end the process."""
-    intake.clear_queue(state, now)
+    updates.clear_queue(state)
     state.is_running = False
     state.is_destroyed = True
     state.generation += 1
@@ -339,7 +352,7 @@ OPERATIONS: dict[str, Operation] = {
 def _adopt(state: CoreState, member: Member, settled: int, now: float) -> None:
     """Go on with the numbers of a process that knew an earlier incarnation (PROTOCOL 6)."""
     if settled != member.accepted:
-        intake.drop_queued(state, member, now)
+        updates.drop_queued(state, member)
         member.accepted = member.settled = settled
         member.adopted = True
 
@@ -361,5 +374,5 @@ def _member_of(state: CoreState, request: RequestReceived) -> Member:
 def _tell_everybody(state: CoreState, now: float) -> None:
     """Answer all who wait: what they know of the parameters or of the updater is out of date."""
     for member in state.members:
-        intake.answer_heartbeat(state, member)
+        settling.answer_heartbeat(state, member)
     pulls.answer_all(state, now)

@@ -27,13 +27,19 @@ class PullWait:
         What its client has.
     have : int or None
         The layout that its client knows.
+    worker : str or None
+        The worker that asks, if one does: the policy may let it wait.
+    pushed : int
+        The last number that it has pushed, to be decided on before its pull.
     """
 
-    __slots__ = ("have", "newer_than", "queued_at", "waits_since")
+    __slots__ = ("have", "newer_than", "pushed", "queued_at", "waits_since", "worker")
 
-    def __init__(self, newer_than: State | None, have: int | None) -> None:
+    def __init__(self, newer_than: State | None, have: int | None, worker: str | None, pushed: int) -> None:
         self.newer_than = newer_than
         self.have = have
+        self.worker = worker
+        self.pushed = pushed
         # Since when it waits for its turn to read a large version, if it does, and since when its predecessor did.
         self.queued_at: float | None = None
         self.waits_since: float | None = None
@@ -66,7 +72,9 @@ def get(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) 
     if have is not None and type(have) is not int:
         raise MalformedMessage(f"'have' must be a fingerprint or nil, got {have!r:.40}")
     wait_s = min(field(header, "wait_s", float, 0.0, low=0), MAX_WAIT_S)
-    wanted = PullWait(None if newer_than is None else parse_state(newer_than), have)
+    worker: str | None = field(header, "worker", str, None)
+    pushed: int = field(header, "pushed", int, 0, low=0)
+    wanted = PullWait(None if newer_than is None else parse_state(newer_than), have, worker, pushed)
     if state.versions.layout is None:
         raise RequestError("no_parameters", "no parameters were set yet; use set, or initialize from a worker")
     key = waiter.client or waiter.envelope
@@ -75,7 +83,7 @@ def get(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) 
         former.is_done = True  # a repeat replaces it: nobody listens for the former reply any more
         wanted.waits_since = former.data.queued_at
     waiter.data = wanted
-    if _is_news(state, wanted):
+    if _is_due(state, wanted, now):
         _serve(state, key, waiter, now)
     elif wait_s <= 0:
         state.answer(waiter, _UNCHANGED)
@@ -130,8 +138,21 @@ def answer_all(state: CoreState, now: float) -> None:
         if state.versions.layout is None:
             del state.pulls[key]
             state.fail(waiter, RequestError("no_parameters", "the parameters were taken away"))
-        elif _is_news(state, waiter.data):
+        elif _is_due(state, waiter.data, now):
             _serve(state, key, waiter, now)
+
+
+def _is_due(state: CoreState, wanted: PullWait, now: float) -> bool:
+    """Tell whether a pull is to be answered: there is something new, and the policy lets its worker have it."""
+    if not _is_news(state, wanted):
+        return False
+    if wanted.worker is None or not state.policy.gates_pulls:
+        return True
+    member = state.members.get(wanted.worker)
+    # A worker that has not said hello yet, to a broker just restarted, may have sent what is not here yet.
+    if member is None or max(member.judged, member.settled) < wanted.pushed:
+        return False
+    return state.policy.may_pull(wanted.worker, state.situation(now))
 
 
 def _is_news(state: CoreState, wanted: PullWait) -> bool:

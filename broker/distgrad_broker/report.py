@@ -8,14 +8,19 @@ from distgrad.version import __version__
 from distgrad_broker.members import LIVE
 from distgrad_broker.state import CoreState
 
+# A reply's header holds 64 KiB, and a worker's id may have 128 characters.
+MAX_NAMES = 16
 
-def describe(state: CoreState) -> dict[str, Any]:
+
+def describe(state: CoreState, now: float) -> dict[str, Any]:
     """Describe the broker's state.
 
     Parameters
     ----------
     state : CoreState
         The core's memory.
+    now : float
+        Seconds on the shell's clock.
 
     Returns
     -------
@@ -37,7 +42,9 @@ def describe(state: CoreState) -> dict[str, Any]:
         "parameter_bytes": 0 if layout is None else layout.parameter_bytes,
         "mode": versions.holder.mode,
         "optimizer": None if rule is None else {"name": rule.name, **rule.settings()},
-        "policy": state.policy.name,
+        "policy": policy_settings(state),
+        "held": len(state.held),
+        "waits_for": list(state.policy.waits_for(state.situation(now)))[:MAX_NAMES],
         "queued": len(state.queue),
         "queued_bytes": state.queued_bytes,
         "queue_bytes": state.grants.budget_bytes,
@@ -55,3 +62,19 @@ def describe(state: CoreState) -> dict[str, Any]:
         "snapshots_revoked": versions.revoked,
         "waiting_pulls": len(state.pulls),
     }
+
+
+def policy_settings(state: CoreState) -> dict[str, Any]:
+    """Give the policy and the weighing in force.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+
+    Returns
+    -------
+    dict
+        Names as in the configuration.
+    """
+    return {"policy": state.policy.name, **state.policy.settings(), **state.weighing.settings()}

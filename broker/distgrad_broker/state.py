@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from distgrad.policies import Held, Policy, Situation, Weighing
 from distgrad.wire import PROTOCOL_VERSION, Gradient, State, charge
 from distgrad_broker.events import Effect, Envelope, Log, Reply
 from distgrad_broker.grants import Grants
 from distgrad_broker.members import Members
-from distgrad_broker.policy import Policy
 from distgrad_broker.requests import ClientKey, RememberedReplies, RequestError
 from distgrad_broker.versions import Versions
 
@@ -91,12 +91,14 @@ class CoreState:
         The parameters.
     policy : Policy
         When a gradient counts.
+    weighing : Weighing
+        How the gradients of a step are combined.
     """
 
-    def __init__(self, settings: CoreSettings, versions: Versions, policy: Policy) -> None:
+    def __init__(self, settings: CoreSettings, versions: Versions, policy: Policy, weighing: Weighing) -> None:
         self.settings = settings
         self.versions = versions
-        self.policy = policy
+        self.adopt_policy(policy, weighing)
         self.incarnation = settings.incarnation
         self.generation = 0
         self.is_running = not settings.is_stopped
@@ -106,6 +108,8 @@ class CoreState:
         self.drain_left = 0
         self.queue: deque[Gradient] = deque()
         self.queued_bytes = 0
+        # What the policy holds for a step, in the order of acceptance.
+        self.held: list[Held[Gradient]] = []
         self.members = Members(settings.incarnation, settings.max_workers, settings.lease_s)
         self.grants = Grants(settings.queue_bytes or DEFAULT_QUEUE_BYTES)
         self.remembered = RememberedReplies()
@@ -126,6 +130,36 @@ class CoreState:
         self.effects: list[Effect] = []
         self._deadlines: list[tuple[float, int, Waiter]] = []
         self._waiters_made = 0
+
+    def adopt_policy(self, policy: Policy, weighing: Weighing) -> None:
+        """Decide by this policy from now on.
+
+        Parameters
+        ----------
+        policy : Policy
+            When a gradient counts.
+        weighing : Weighing
+            How the gradients of a step are combined.
+        """
+        self.policy = policy
+        self.weighing = weighing
+        # Looked up for every gradient: whether there is anything to ask.
+        self.applies_at_once = policy.is_immediate and weighing.is_neutral
+
+    def situation(self, now: float) -> Situation:
+        """Describe the world to a policy.
+
+        Parameters
+        ----------
+        now : float
+            Seconds on the shell's clock.
+
+        Returns
+        -------
+        Situation
+            As of now.
+        """
+        return Situation(self.versions.version, self.members.live_ids, now)
 
     @property
     def name(self) -> State:
@@ -153,13 +187,19 @@ class CoreState:
         """
         self.grants.resize(*self.check_budget(gradient_payload_bytes))
 
-    def check_budget(self, gradient_payload_bytes: int) -> tuple[int, int]:
+    def check_budget(
+        self, gradient_payload_bytes: int, *, workers: int | None = None, policy: Policy | None = None
+    ) -> tuple[int, int]:
         """Work out the budget for a size of gradients, or refuse that size.
 
         Parameters
         ----------
         gradient_payload_bytes : int
             Bytes of one gradient's payload.
+        workers : int, optional
+            How many there are to be; by default those that are live.
+        policy : Policy, optional
+            Which is to hold them; by default the one in force.
 
         Returns
         -------
@@ -175,12 +215,14 @@ class CoreState:
         """
         one = charge(gradient_payload_bytes)
         budget = self.settings.queue_bytes or max(DEFAULT_QUEUE_BYTES, 2 * one)
-        needed = self.policy.must_hold * one
-        if needed > budget:
+        policy = policy or self.policy
+        workers = len(self.members.live_ids) if workers is None else workers
+        held = policy.must_hold(max(workers, 1))
+        if held * one > budget:
             raise RequestError(
                 "too_large",
-                f"the {self.policy.name} policy must hold {self.policy.must_hold} gradient(s), {needed} bytes, but "
-                f"--queue-bytes is {budget}; raise it to at least {needed}",
+                f"with {workers} worker(s) the {policy.name} policy must hold {held} gradient(s), {held * one} bytes, "
+                f"but --queue-bytes is {budget}; raise it to at least {held * one}",
             )
         return budget, one
 

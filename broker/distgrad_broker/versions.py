@@ -139,14 +139,50 @@ class Versions:
         GradientRefused
             With nothing changed.
         """
-        holder = self.holder
-        layout = holder.layout
+        self._apply(self._read(gradient))
+
+    def check(self, gradient: Gradient) -> None:
+        """Find out whether a gradient could be applied.
+
+        Parameters
+        ----------
+        gradient : Gradient
+            As for `apply`.
+
+        Raises
+        ------
+        GradientRefused
+            If not.
+        """
+        self.holder.check(self._read(gradient))
+
+    def apply_sum(self, gradients: Sequence[Gradient], weights: Sequence[float]) -> None:
+        """Apply the weighted sum of some gradients as one update, and swap the new version in.
+
+        Parameters
+        ----------
+        gradients : sequence of Gradient
+            In the order in which they are summed.
+        weights : sequence of float
+            One for each.
+
+        Raises
+        ------
+        GradientRefused
+            With nothing changed.
+        """
+        self._apply(self.holder.combine([self._read(gradient) for gradient in gradients], weights))
+
+    def _read(self, gradient: Gradient) -> list[np.ndarray[Any, Any]]:
+        layout = self.holder.layout
         if layout is None or gradient.fingerprint != layout.fingerprint:
             raise GradientRefused("layout", "the gradient is of another layout than the parameters; pull and go on")
-        arrays = decode(layout, gradient.encoding, gradient.parts, gradient.size)
+        return decode(layout, gradient.encoding, gradient.parts, gradient.size)
+
+    def _apply(self, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
         spare = self._spares.pop() if self._spares else self._find_spare()
         try:
-            former = holder.apply(arrays, spare=spare)
+            former = self.holder.apply(arrays, spare=spare)
         except GradientRefused:
             if spare is not None:
                 self._spares.append(spare)

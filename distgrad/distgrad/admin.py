@@ -206,15 +206,19 @@ class Admin:
         _, frames = transfer.payload(parameters)
         self._change("set", frames=frames, absent=False, if_absent=False)
 
-    def set_parameters(self, gradient_change_mode: str | None = None, **numbers: float | bool) -> dict[str, Any]:
+    def set_parameters(
+        self, gradient_change_mode: str | None = None, **numbers: float | bool | str | None
+    ) -> dict[str, Any]:
         """Change how gradients are applied, from the next one on.
 
         Parameters
         ----------
         gradient_change_mode : {"descent", "ascent"}, optional
             In any case; ``None`` keeps the former one.
-        **numbers : float or bool
-            Numbers of the update rule, such as ``lr``. The rule's state is kept.
+        **numbers : float, bool or str
+            Numbers of the update rule, such as ``lr``, whose state is kept; the consistency policy by ``policy`` and
+            its settings, such as ``policy="sync", quorum=3``. Another policy begins with its defaults; without a name
+            the settings change the one in force.
 
         Returns
         -------

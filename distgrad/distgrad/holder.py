@@ -14,9 +14,10 @@ from .errors import ConfigError, InvalidMode, NoParameters
 from .executor import Executor
 from .layout import Layout
 from .nests import Nest
+from .reduction import Reduction
 from .rules import Rule, state_dtype
 from .storage import Storage
-from .update import Plan, apply_parts, apply_single, cover, is_whole, make_plans, refusal
+from .update import Plan, apply_parts, apply_single, cover, is_whole, make_plans, passes, refusal
 
 Array: TypeAlias = NDArray[Any]
 
@@ -101,6 +102,8 @@ class ParameterHolder:
         self._like: Nest = None
         self._plans: list[Plan] = []
         self._single: Plan | None = None
+        # Made when gradients are first combined: it needs the memory of one.
+        self._reduction: Reduction | None = None
 
     @property
     def executor(self) -> str:
@@ -151,7 +154,7 @@ class ParameterHolder:
 
     def clear(self) -> None:
         """Take the parameters away, and the rule's state with them; keep the version."""
-        self.layout = self.storage = self._like = self._single = None
+        self.layout = self.storage = self._like = self._single = self._reduction = None
         self._plans, self.state, self.steps = [], {}, 0
 
     def set_mode(self, mode: str) -> None:
@@ -258,6 +261,56 @@ class ParameterHolder:
         self.storage = spare
         return storage
 
+    def check(self, gradient: Sequence[Array]) -> None:
+        """Find out whether a gradient could be applied, without applying it.
+
+        Parameters
+        ----------
+        gradient : sequence of ndarray
+            As for `apply`.
+
+        Raises
+        ------
+        GradientRefused
+            If not.
+        NoParameters
+            If there are none.
+        """
+        if self.storage is None:
+            raise NoParameters("no parameters were set that the gradient could be applied to")
+        covered = cover(self._plans, gradient)
+        if not passes(self._plans, covered, self._executor):
+            raise refusal(self.storage.layout, self._plans, covered)
+
+    def combine(self, gradients: Sequence[Sequence[Array]], weights: Sequence[float]) -> list[Array]:
+        """Sum gradients, weighted, in the order given.
+
+        Parameters
+        ----------
+        gradients : sequence of sequence of ndarray
+            At least one; each as for `apply`.
+        weights : sequence of float
+            One for each.
+
+        Returns
+        -------
+        list of ndarray, 1-D
+            One array for each trainable arena, for `apply`; written to again by the next call. See
+            `Reduction.combine` for the arithmetic.
+
+        Raises
+        ------
+        GradientRefused
+            If one does not cover the arenas.
+        NoParameters
+            If there are none.
+        """
+        if self.layout is None:
+            raise NoParameters("no parameters were set that the gradients could be applied to")
+        if self._reduction is None:
+            self._reduction = Reduction(self.layout, self._executor)
+        return self._reduction.combine([cover(self._plans, gradient) for gradient in gradients], weights)
+
     def new_spare(self) -> Storage:
         """Make room for another version.
 
@@ -304,7 +357,7 @@ class ParameterHolder:
         self._executor.close()
 
     def _set(self, layout: Layout, storage: Storage, like: Nest) -> None:
-        self.layout, self.storage, self._like = layout, storage, like
+        self.layout, self.storage, self._like, self._reduction = layout, storage, like, None
         self._reset_state()
         self._prepare()
 

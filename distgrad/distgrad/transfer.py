@@ -6,7 +6,7 @@ for before the parts of the former one are copied, so that the link and the copy
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,6 +50,8 @@ def fetch(
     have: Layout | None = None,
     out_arenas: Sequence[Array] | None = None,
     timeout: float | None = None,
+    worker: str | None = None,
+    pushed: int = 0,
 ) -> Fetched | None:
     """Fetch the broker's parameters.
 
@@ -68,11 +70,15 @@ def fetch(
         otherwise new arenas are made.
     timeout : float, optional, seconds
         For each request, instead of the client's.
+    worker : str, optional
+        The worker that asks: the broker's policy may then let it wait.
+    pushed : int
+        The number of its last gradient, which is to be decided on before.
 
     Returns
     -------
     Fetched or None
-        ``None`` if there is nothing newer than `newer_than`.
+        ``None`` if there is nothing newer than `newer_than`, or the policy lets the worker wait for longer.
 
     Raises
     ------
@@ -85,13 +91,16 @@ def fetch(
     DistgradError
         As `ControlClient.request`.
     """
+    asked: dict[str, Any] = {"newer_than": None if newer_than is None else list(newer_than), "wait_s": wait_s}
+    if worker is not None:
+        asked |= {"worker": worker, "pushed": pushed}
     with client.conversation():
         for _ in range(MAX_TRIES - 1):
             try:
-                return _fetch_once(client, newer_than, wait_s, have, out_arenas, timeout)
+                return _fetch_once(client, asked, have, out_arenas, timeout)
             except SnapshotRevoked:
                 continue
-        return _fetch_once(client, newer_than, wait_s, have, out_arenas, timeout)
+        return _fetch_once(client, asked, have, out_arenas, timeout)
 
 
 def fetch_layout(client: ControlClient) -> Layout:
@@ -146,16 +155,14 @@ def payload(nest: Any) -> tuple[Layout, list[Any]]:
 
 def _fetch_once(
     client: ControlClient,
-    newer_than: wire.State | None,
-    wait_s: float,
+    asked: Mapping[str, Any],
     have: Layout | None,
     out_arenas: Sequence[Array] | None,
     timeout: float | None,
 ) -> Fetched | None:
     pending = client.send(
         "get",
-        newer_than=None if newer_than is None else list(newer_than),
-        wait_s=wait_s,
+        **asked,
         have=None if have is None else have.fingerprint,
         reply_bytes=_REPLY_BYTES if have is None else min(have.parameter_bytes, _REPLY_BYTES),
         timeout=timeout,

@@ -213,18 +213,39 @@ def apply_parts(
         Whether it was good. If not, nothing was written but the spare.
     """
     tests_itself = spare is not None and not any(plan.state for plan in plans)
-    if not tests_itself:
-        for plan, parts in zip(plans, covered, strict=True):
-            step = plan.piece
-            tests = [(part[low : low + step], plan.word) for _, part in parts for low in range(0, part.size, step)]
-            if executor.run(plan.kernel.check, tests, split=plan.split) > plan.limit:
-                return False
+    if not tests_itself and not passes(plans, covered, executor):
+        return False
     storage.load()
     for plan, parts in zip(plans, covered, strict=True):
         function = plan.kernel.in_place if spare is None else plan.kernel.beside
         if executor.run(function, _calls(plan, parts, storage, spare), split=plan.split) > plan.limit:
             return False
     storage.store()
+    return True
+
+
+def passes(plans: Sequence[Plan], covered: Cover, executor: Executor) -> bool:
+    """Tell whether every element of a gradient is finite and small enough for the rule.
+
+    Parameters
+    ----------
+    plans : sequence of Plan
+        One per trainable arena.
+    covered : Cover
+        The gradient.
+    executor : Executor
+        Runs the kernels.
+
+    Returns
+    -------
+    bool
+        If not, `refusal` tells why.
+    """
+    for plan, parts in zip(plans, covered, strict=True):
+        step = plan.piece
+        tests = [(part[low : low + step], plan.word) for _, part in parts for low in range(0, part.size, step)]
+        if executor.run(plan.kernel.check, tests, split=plan.split) > plan.limit:
+            return False
     return True
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from distgrad import wire
 from distgrad.layout import Layout
+from distgrad.policies import Staleness
 from distgrad_broker.events import WorkDue
-from distgrad_broker.intake import REFUSALS_A_REPLY
-from distgrad_broker.policy import Asynchronous
+from distgrad_broker.settling import REFUSALS_A_REPLY
 from support.core_kit import LAYOUT, ONE, OTHER, Kit, frames_of
 
 
@@ -83,7 +83,7 @@ def test_what_no_grant_covers_is_not_accepted_however_small_the_overdraft() -> N
 
 
 def test_each_outcome_uses_its_number_up() -> None:
-    kit = Kit(policy=Asynchronous(max_staleness=0), is_stopped=True)
+    kit = Kit(policy=Staleness(max_staleness=0), is_stopped=True)
     kit.hello()
     base = list(kit.core.name)
     kit.push(1, base=base)

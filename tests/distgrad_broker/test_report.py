@@ -35,7 +35,9 @@ def test_status_counts_what_happened_and_can_be_sent_and_printed() -> None:
         "leaves": 2,
         "parameter_bytes": LAYOUT.parameter_bytes,
         "mode": "descent",
-        "policy": "async",
+        "policy": {"policy": "async", "reduction": "mean", "weigh_by_examples": False},
+        "held": 0,
+        "waits_for": [],
         "queued": 1,
         "queued_bytes": ONE,
         "queue_bytes": 12 * ONE,
@@ -54,6 +56,6 @@ def test_status_counts_what_happened_and_can_be_sent_and_printed() -> None:
 
 
 def test_status_without_parameters_says_so() -> None:
-    told = describe(Kit(None).state)
+    told = describe(Kit(None).state, 50.0)
 
     assert (told["has_parameters"], told["leaves"], told["parameter_bytes"], told["optimizer"]) == (False, 0, 0, None)

@@ -9,8 +9,8 @@ import pytest
 
 from distgrad.errors import Fenced, LayoutError
 from distgrad.layout import Layout
+from distgrad.policies import Staleness
 from distgrad_broker import Broker
-from distgrad_broker.policy import Asynchronous
 from distgrad_worker import Worker
 from distgrad_worker.session import RESUMING
 from support.core_kit import Kit, frames_of
@@ -32,7 +32,7 @@ def network(workers: int = 1, queue_bytes: int = 100_000) -> Network:
 
 
 def test_rule_01_every_outcome_consumes_its_number_and_a_refused_gradient_is_not_sent_for_ever() -> None:
-    kit = Kit(policy=Asynchronous(max_staleness=0), is_stopped=True)
+    kit = Kit(policy=Staleness(max_staleness=0), is_stopped=True)
     kit.hello()
     odd: list[dict[str, Any]] = [{}, {"base": ["gone", 0, 0]}, {"value": np.nan}, {}]
     for number, keys in enumerate(odd, 1):

@@ -13,9 +13,9 @@ import zmq
 from distgrad.executor import Executor
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
+from distgrad.policies import Staleness
 from distgrad.rules import SGD, Adam
 from distgrad_broker import Broker
-from distgrad_broker.policy import Asynchronous
 from distgrad_worker import Worker
 from support.core_kit import LAYOUT, OTHER, Kit, frames_of
 
@@ -131,7 +131,7 @@ def test_rule_14_ranges_are_of_one_version_and_slow_readers_pin_little_and_delay
 
 
 def test_rule_15_another_incarnation_or_generation_is_answered_at_once_and_counts_as_stale() -> None:
-    kit = Kit(policy=Asynchronous(max_staleness=5))
+    kit = Kit(policy=Staleness(max_staleness=5))
     kit.hello()
     old = list(kit.core.name)
     kit.ask("set", frames_of(LAYOUT))

@@ -11,11 +11,11 @@ from distgrad import wire
 from distgrad.codec import encode
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
+from distgrad.policies import Asynchronous, Policy, Weighing
 from distgrad.rules import Rule
 from distgrad_broker.core import Core
 from distgrad_broker.events import Effect, Event, Reply, RequestReceived, SocketsDrained, WorkDue
 from distgrad_broker.members import Member
-from distgrad_broker.policy import Policy
 from distgrad_broker.state import CoreSettings
 from distgrad_broker.versions import Versions
 
@@ -39,6 +39,7 @@ class Kit:
         layout: Layout | None = LAYOUT,
         *,
         policy: Policy | None = None,
+        weighing: Weighing | None = None,
         rule: Rule | None = None,
         incarnation: str = "one",
         **settings: Any,
@@ -48,7 +49,7 @@ class Kit:
         if layout is not None:
             self.holder.set_arenas(layout, [np.zeros(arena.size, arena.dtype) for arena in layout.arenas])
         settings = {"incarnation": incarnation, "gradients": "tcp://127.0.0.1:5555", **settings}
-        self.core = Core(CoreSettings(**settings), Versions(self.holder), policy)
+        self.core = Core(CoreSettings(**settings), Versions(self.holder), policy or Asynchronous(), weighing)
         self.state = self.core.state
         self.sessions: dict[str, str] = {}
         self.effects: list[Effect] = []

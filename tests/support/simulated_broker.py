@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distgrad import wire
+from distgrad import policies, wire
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad_broker.core import Core
 from distgrad_broker.events import Event, Reply, RequestReceived, WorkDue
 from distgrad_broker.members import LIVE, Member
-from distgrad_broker.policy import Asynchronous
 from distgrad_broker.state import CoreSettings
 from distgrad_broker.versions import Versions
 
@@ -37,7 +36,11 @@ class SimulatedBroker:
     def __init__(self, incarnation: str, queue_bytes: int, *, max_staleness: int | None = None) -> None:
         settings = CoreSettings(incarnation=incarnation, gradients="tcp://127.0.0.1:5555", queue_bytes=queue_bytes)
         self.versions = Versions(ParameterHolder(executor="numpy"))
-        self.core = Core(settings, self.versions, Asynchronous(max_staleness))
+        self.core = Core(
+            settings,
+            self.versions,
+            policies.build("async", {} if max_staleness is None else {"max_staleness": max_staleness}),
+        )
         self.state = self.core.state
         self.settled: list[Settled] = []
         self.lapsed: set[Member] = set()

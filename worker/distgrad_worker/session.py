@@ -53,6 +53,7 @@ class Session:
         self.gradients = ""
         self.lease_s = 30.0
         self.is_running = True
+        self.superseded = 0
         self.must_reopen = False
         self.ended: DistgradError | None = None
         self.problems: deque[DistgradError] = deque(maxlen=MAX_PROBLEMS)
@@ -323,6 +324,7 @@ class Session:
             if number > max(window.settled, window.inherited):
                 self.problems.append(GradientRefused(reason, message, leaf=leaf, number=number))
         window.settle(min(settled, window.last))
+        self.superseded = int(header.get("superseded", 0))
         self._take_news(header)
         if self.phase == RESUMING and header["attempt"] == self.attempt:
             if window.sent > accepted and (failure := progress.count_try(accepted, self.gradients)):

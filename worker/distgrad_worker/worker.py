@@ -132,6 +132,11 @@ class Worker:
         """Highest number up to which every gradient of this worker is settled."""
         return self._session.window.settled
 
+    @property
+    def superseded(self) -> int:
+        """How many gradients of this worker id the broker's policy has superseded so far, as last heard."""
+        return self._session.superseded
+
     def initialize(self, parameters: Any) -> Snapshot:
         """Offer the first parameters; the first offer wins and all workers get the winner.
 
@@ -169,8 +174,7 @@ class Worker:
             except BrokerRestarted:
                 # The offer is right for the new broker too. The session tells of the restart, once, with what it lost.
                 continue
-        snapshot = self._fetch(None, 0.0, None)
-        assert snapshot is not None  # without newer_than there is always an answer
+        snapshot = self.pull()
         if snapshot.layout.fingerprint != layout.fingerprint:
             return snapshot
         # A nest comes over the wire without its namedtuple classes; this process knows them.
@@ -189,9 +193,10 @@ class Worker:
         ----------
         newer_than : Snapshot, State or int, optional
             Wait until the parameters are newer than this; parameters that were replaced count as newer. Without it the
-            current ones come at once.
+            current ones come as soon as the broker's policy lets this worker have them: at once under ``async``, when
+            the step that it has taken part in is done under ``sync``.
         timeout : float, optional
-            How long to wait for newer ones, seconds; None waits as long as the broker answers.
+            How long to wait, seconds; None waits as long as the broker answers.
         out : Snapshot, optional
             An earlier result whose memory is reused if the layout is the same; its arrays change.
 
@@ -205,7 +210,7 @@ class Worker:
         NoParameters
             If none were set yet; see `initialize`.
         TimeoutError
-            If nothing newer came in time, or (as `BrokerUnreachable`) the broker does not answer.
+            If nothing (newer) came in time, or (as `BrokerUnreachable`) the broker does not answer.
         GradientRefused
             If a gradient pushed earlier was refused; nothing was pulled.
         BrokerRestarted
@@ -217,12 +222,13 @@ class Worker:
         since = self._state_of(newer_than)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while True:
-            wait_s = 0.0 if since is None else max(0.0, min(_PULL_WAIT_S, deadline - time.monotonic()))
+            wait_s = max(0.0, min(_PULL_WAIT_S, deadline - time.monotonic()))
             snapshot = self._fetch(since, wait_s, out)
             if snapshot is not None:
                 return snapshot
             if time.monotonic() >= deadline:
-                raise TimeoutError(f"nothing newer than {since} within {timeout} s")
+                what = "the policy gave nothing" if since is None else f"nothing newer than {since}"
+                raise TimeoutError(f"{what} within {timeout} s")
             self._connection.check()
 
     def push(
@@ -377,6 +383,8 @@ class Worker:
             wait_s=wait_s,
             have=self._session.layout if out is None else out.layout,
             out_arenas=None if out is None else out.arenas,
+            worker=self._session.worker_id,
+            pushed=self._session.window.last,
         )
         if fetched is None:
             return None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 
 class Action(Enum):
@@ -57,6 +57,9 @@ class Offered(Protocol):
         ...
 
 
+Gradient = TypeVar("Gradient", bound=Offered)
+
+
 class Decision(NamedTuple):
     """A policy's answer to one gradient.
 
@@ -81,10 +84,10 @@ HOLD = Decision(Action.HOLD)
 SUPERSEDE = Decision(Action.SUPERSEDE)
 
 
-class Held(NamedTuple):
+class Held(NamedTuple, Generic[Gradient]):
     """A gradient that waits for its step, and the factor that it goes in with."""
 
-    gradient: Offered
+    gradient: Gradient
     factor: float = 1.0
 
 
@@ -121,12 +124,15 @@ class Policy:
         Whether `may_pull` may be False.
     needs_workers : bool
         Whether it means nothing without workers that have ids, as within one process.
+    holds : bool
+        Whether `offer` may hold a gradient.
     """
 
     name = "policy"
     is_immediate = False
     gates_pulls = False
     needs_workers = False
+    holds = False
 
     def offer(self, gradient: Offered, staleness: int | None, situation: Situation) -> Decision:
         """Decide on one gradient, the next in the order of acceptance.
@@ -148,7 +154,7 @@ class Policy:
         """
         return APPLY
 
-    def complete(self, situation: Situation) -> Sequence[Held] | None:
+    def complete(self, situation: Situation) -> Sequence[Offered] | None:
         """Give the gradients of the next update, if all that it waits for is there.
 
         Parameters
@@ -158,7 +164,7 @@ class Policy:
 
         Returns
         -------
-        sequence of Held or None
+        sequence of Offered or None
             Gradients that were held, in the order in which they are to be summed; the policy forgets them. None if
             there is nothing to do yet.
         """

@@ -1,0 +1,96 @@
+"""Workers come and go: leases, what the policy is told of it, and whether there is room for one more.
+
+What the policy must hold grows with the number of workers under some policies: who would make it exceed the budget is
+refused when it comes (PROTOCOL 10).
+"""
+
+from __future__ import annotations
+
+import logging
+
+from distgrad_broker import pulls
+from distgrad_broker.members import LIVE, Member
+from distgrad_broker.settling import rebalance
+from distgrad_broker.state import CoreState
+from distgrad_broker.updates import advance
+
+
+def check_room(state: CoreState, worker: str) -> None:
+    """Refuse a worker if the policy would have to hold more than the queue's budget with it.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    worker : str
+        Its id.
+
+    Raises
+    ------
+    RequestError
+        ``too_large``, with the budget that would do.
+    """
+    member = state.members.get(worker)
+    if (member is None or member.state != LIVE) and state.versions.layout is not None:
+        state.check_budget(state.versions.layout.gradient_bytes, workers=len(state.members.live_ids) + 1)
+
+
+def came(state: CoreState, member: Member, now: float) -> None:
+    """Note that a worker has joined, or is back after its lease had ended.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    member : Member
+        Who; live again.
+    now : float
+        Seconds on the shell's clock.
+    """
+    state.policy.joined(member.worker, state.situation(now))
+    _look_again(state, now)
+
+
+def went(state: CoreState, member: Member, now: float, *, left: bool) -> None:
+    """Note that a worker is gone, after its grant was withdrawn.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    member : Member
+        Who; not live any more.
+    now : float
+        Seconds on the shell's clock.
+    left : bool
+        Whether it said goodbye.
+    """
+    state.policy.departed(member.worker, left=left)
+    _look_again(state, now)
+
+
+def expire_leases(state: CoreState, now: float) -> None:
+    """End the leases that ran out (PROTOCOL 20).
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    now : float
+        Seconds on the shell's clock.
+    """
+    lapsed = state.members.expire(now, state.busy_s)
+    for member in lapsed:
+        state.grants.withdraw(member)
+        state.log(logging.WARNING, "worker silent", worker=member.worker, accepted=member.accepted)
+    if lapsed:
+        rebalance(state)
+    for member in lapsed:
+        went(state, member, now, left=False)
+
+
+def _look_again(state: CoreState, now: float) -> None:
+    """See what waited for this worker alone."""
+    advance(state, now)
+    if state.pulls and state.policy.gates_pulls:
+        pulls.answer_all(state, now)

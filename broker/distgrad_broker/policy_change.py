@@ -1,0 +1,86 @@
+"""Another policy while the broker runs: checked first, then in force at once for all that is not settled."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from distgrad import policies
+from distgrad.policies import Policy, Weighing
+from distgrad_broker import pulls
+from distgrad_broker.config import POLICY_SETTINGS
+from distgrad_broker.state import CoreState
+from distgrad_broker.updates import requeue_held
+
+_WEIGHING_SETTINGS = ("reduction", "weigh_by_examples")
+
+
+class PolicyChange(NamedTuple):
+    """What is to be in force from now on."""
+
+    policy: Policy | None
+    weighing: Weighing
+
+
+def prepare(state: CoreState, settings: dict[str, Any]) -> PolicyChange | None:
+    """Build and check what `configure` asks for, without changing anything.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    settings : dict
+        As asked for; those of the policy and the weighing are taken out.
+
+    Returns
+    -------
+    PolicyChange or None
+        None if they say nothing of either.
+
+    Raises
+    ------
+    ConfigError
+        If a setting is unknown or out of range.
+    RequestError
+        ``too_large`` if the policy must hold more than the queue's budget.
+    """
+    name = settings.pop("policy", None)
+    own = dict(settings.pop("policy_settings", None) or {})
+    own |= {key: settings.pop(key) for key in POLICY_SETTINGS if key in settings}
+    combining = {key: settings.pop(key) for key in _WEIGHING_SETTINGS if key in settings}
+    if name is None and not own and not combining:
+        return None
+    weighing = Weighing(**{**state.weighing.settings(), **combining})
+    if name is None and not own:
+        return PolicyChange(None, weighing)
+    if name is None or name == state.policy.name:
+        name = state.policy.name
+        own = {key: value for key, value in {**state.policy.settings(), **own}.items() if value is not None}
+    policy = policies.build(name, own)
+    policy.check(state.settings.max_workers)
+    if state.versions.layout is not None:
+        state.check_budget(state.versions.layout.gradient_bytes, policy=policy)
+    return PolicyChange(policy, weighing)
+
+
+def carry_out(state: CoreState, change: PolicyChange, now: float) -> None:
+    """Put a policy in force; what the former one held is offered to it.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    change : PolicyChange
+        From `prepare`.
+    now : float
+        Seconds on the shell's clock.
+    """
+    if change.policy is None:
+        state.adopt_policy(state.policy, change.weighing)
+        return
+    requeue_held(state)
+    state.adopt_policy(change.policy, change.weighing)
+    situation = state.situation(now)
+    for worker in sorted(state.members.live_ids):
+        state.policy.joined(worker, situation)
+    if state.pulls:
+        pulls.answer_all(state, now)

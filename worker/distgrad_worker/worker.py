@@ -9,11 +9,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from distgrad.codec import encode, lend
-from distgrad.errors import (
-    BrokerRestarted,
-    DistgradError,
-    StateError,
-)
+from distgrad.errors import BrokerRestarted, DistgradError, StateError
 from distgrad.keys import ClientKeys
 from distgrad.nests import skeleton
 from distgrad.transfer import fetch, fetch_layout, payload
@@ -192,9 +188,8 @@ class Worker:
         Parameters
         ----------
         newer_than : Snapshot, State or int, optional
-            Wait until the parameters are newer than this; parameters that were replaced count as newer. Without it the
-            current ones come as soon as the broker's policy lets this worker have them: at once under ``async``, when
-            the step that it has taken part in is done under ``sync``.
+            Wait until the parameters are newer than this (replaced ones are). Without it they come as soon as the
+            broker's policy allows: at once under ``async``, when this worker's step is done under ``sync``.
         timeout : float, optional
             How long to wait, seconds; None waits as long as the broker answers.
         out : Snapshot, optional
@@ -222,13 +217,11 @@ class Worker:
         since = self._state_of(newer_than)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while True:
-            wait_s = max(0.0, min(_PULL_WAIT_S, deadline - time.monotonic()))
-            snapshot = self._fetch(since, wait_s, out)
+            snapshot = self._fetch(since, max(0.0, min(_PULL_WAIT_S, deadline - time.monotonic())), out)
             if snapshot is not None:
                 return snapshot
             if time.monotonic() >= deadline:
-                what = "the policy gave nothing" if since is None else f"nothing newer than {since}"
-                raise TimeoutError(f"{what} within {timeout} s")
+                raise TimeoutError(f"nothing{'' if since is None else f' newer than {since}'} within {timeout} s")
             self._connection.check()
 
     def push(

@@ -1,0 +1,141 @@
+"""Weighted sums: the same bits whatever the cuts, the threads and the executor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distgrad.errors import GradientRefused, NoParameters
+from distgrad.holder import ParameterHolder
+from distgrad.layout import Layout
+from distgrad.reduction import BLOCK
+from distgrad.rules import Adam
+
+DTYPES = (np.float16, np.float32, np.float64)
+
+
+def reference(gradients: list[np.ndarray[Any, Any]], weights: list[float]) -> np.ndarray[Any, Any]:
+    """Add up as the documentation says, one whole array after the other."""
+    wide = np.float32 if gradients[0].dtype == np.float16 else gradients[0].dtype.type
+    total = gradients[0].astype(wide) * wide(weights[0])
+    for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
+        total = total + gradient.astype(wide) * wide(weight)
+    with np.errstate(over="ignore"):
+        return total.astype(gradients[0].dtype)
+
+
+def holder_of(*sizes: tuple[type, int], threads: int = 1, executor: str = "numpy") -> ParameterHolder:
+    holder = ParameterHolder(threads=threads, executor=executor)
+    holder.set_nest([np.zeros(size, dtype) for dtype, size in sizes])
+    return holder
+
+
+def cut(array: np.ndarray[Any, Any], places: list[int]) -> list[np.ndarray[Any, Any]]:
+    return [part for part in np.split(array, sorted(place % (array.size + 1) for place in places)) if part.size]
+
+
+@settings(max_examples=60)
+@given(st.data(), st.lists(st.floats(-4, 4, width=16), min_size=1, max_size=5), st.integers(0, 2**31))
+def test_a_sum_does_not_depend_on_where_gradients_are_cut(data: st.DataObject, weights: list[float], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = [(dtype, data.draw(st.sampled_from([0, 1, 7, BLOCK - 1, BLOCK + 3]))) for dtype in DTYPES]
+    holder = holder_of(*sizes)
+    layout = holder.layout
+    assert layout is not None
+    specs = layout.arenas[: layout.n_trainable_arenas]
+    wholes = [[rng.normal(size=spec.size).astype(spec.dtype) for spec in specs] for _ in weights]
+    places = st.lists(st.integers(0, 2**20), max_size=3)
+    gradients = [[part for arena in whole for part in cut(arena, data.draw(places))] for whole in wholes]
+
+    total = holder.combine(gradients, weights)
+
+    for number, spec in enumerate(specs):
+        expected = reference([whole[number] for whole in wholes], weights)
+        assert total[number].dtype == spec.dtype
+        assert total[number].tobytes() == expected.tobytes()
+
+
+def test_a_sum_over_several_threads_has_the_same_bits() -> None:
+    size = 5 << 20
+    rng = np.random.default_rng(0)
+    gradients = [rng.normal(size=size).astype(np.float32) for _ in range(3)]
+    weights = [0.3, 1.0, -0.7]
+    sums = []
+    for threads in (1, 3):
+        holder = holder_of((np.float32, size), threads=threads)
+        sums.append(holder.combine([cut(g, [1 << 18, 1 << 20]) for g in gradients], weights)[0].tobytes())
+        holder.close()
+
+    assert sums[0] == sums[1] == reference(gradients, weights).tobytes()
+
+
+def test_order_matters_and_is_the_one_given() -> None:
+    holder = holder_of((np.float32, 1))
+    big, small = np.array([1e8], np.float32), np.array([1.0], np.float32)
+
+    assert holder.combine([[big], [small], [-big]], [1, 1, 1])[0] == 0
+    assert holder.combine([[big], [-big], [small]], [1, 1, 1])[0] == 1
+
+
+def test_what_is_too_large_becomes_infinite_without_a_warning_and_is_refused_then() -> None:
+    holder = holder_of((np.float32, 2))
+    huge = np.full(2, 3e38, np.float32)
+
+    total = holder.combine([[huge], [huge]], [1, 1])
+
+    assert np.isinf(total[0]).all()
+    with pytest.raises(GradientRefused, match="inf"):
+        holder.apply(total)
+
+
+def test_read_only_gradients_are_left_as_they_are() -> None:
+    holder = holder_of((np.float32, 3))
+    gradient = np.frombuffer(np.arange(3, dtype=np.float32).tobytes(), np.float32)
+
+    assert holder.combine([[gradient]], [0.5])[0].tolist() == [0, 0.5, 1]
+    assert gradient.tolist() == [0, 1, 2]
+
+
+def test_the_memory_of_a_sum_is_used_again_until_the_layout_changes() -> None:
+    holder = holder_of((np.float32, 3))
+    ones = [np.ones(3, np.float32)]
+    first = holder.combine([ones], [1])[0]
+    assert holder.combine([ones, ones], [1, 1])[0] is first
+
+    holder.set_nest(np.zeros(5, np.float32))
+
+    assert holder.combine([[np.ones(5, np.float32)]], [1])[0].size == 5
+
+
+def test_a_gradient_of_another_size_is_refused() -> None:
+    with pytest.raises(GradientRefused, match="bytes"):
+        holder_of((np.float32, 3)).combine([[np.ones(2, np.float32)]], [1])
+
+
+def test_without_parameters_there_is_nothing_to_check_or_combine() -> None:
+    holder = ParameterHolder()
+    for act in (lambda: holder.check([]), lambda: holder.combine([], [])):
+        with pytest.raises(NoParameters):
+            act()
+
+
+@pytest.mark.parametrize("executor", ["numpy", "numba"])
+@pytest.mark.parametrize(("value", "reason"), [(np.nan, "not_finite"), (1e30, "overflow")])
+def test_a_check_refuses_what_apply_would_and_changes_nothing(executor: str, value: float, reason: str) -> None:
+    if executor == "numba":
+        pytest.importorskip("numba")
+    holder = ParameterHolder(rule=Adam(lr=0.1), executor=executor)
+    holder.set_nest({"w": np.ones(4, np.float32)})
+    good, bad = np.ones(4, np.float32), np.array([0, 0, value, 0], np.float32)
+    holder.check([good])
+
+    with pytest.raises(GradientRefused) as refused:
+        holder.check([bad])
+
+    assert (refused.value.reason, refused.value.leaf) == (reason, "w")
+    assert holder.version == 0
+    assert Layout.of({"w": good}).fingerprint == (holder.layout.fingerprint if holder.layout else None)

@@ -27,8 +27,9 @@ from distgrad_broker.holds import Hold, Range
 from distgrad_broker.loans import Loans
 
 MAX_BUFFERS = 3
-# Parts of a reply that is copied and not lent.
-COPIED_PARTS = 4
+# Parts of one reply, of a version that does not fit into one. Short replies make the beginning come soon, stay in the
+# reader's cache until they are copied, and are little to keep where they are copied here, one or a few for each reader.
+SERVED_PARTS = 3
 MAX_HELD = 2
 # A hold keeps a view of every part: who asks again and again without reading on must not fill the memory with them.
 MAX_READERS = 256
@@ -290,11 +291,8 @@ class Versions:
         return hold
 
     def _serve(self, hold: Hold, first: int) -> Range:
-        parts = hold.parts[first : first + RANGE_PARTS]
+        parts = hold.parts[first : first + SERVED_PARTS]
         lent = self._loans.lend(hold.storage, parts)
-        if lent is None:
-            # Copies wait in ZeroMQ's memory, one reply for each reader: short ones, then.
-            parts = parts[:COPIED_PARTS]
         hold.parts_read = max(hold.parts_read, first + len(parts))
         return Range(hold.token, parts if lent is None else lent, len(hold.parts), lent is not None)
 

@@ -1,9 +1,12 @@
-"""One client of the control channel: a request goes out, its reply comes back, whatever happens in between.
+"""One client of the control channel: requests go out, their replies come back, whatever happens in between.
 
 A request is sent again, with the same client nonce and id, until it is answered or the time is over; the broker
 answers a repeat of a mutating request from memory, so nothing is done twice (``docs/wire.md``). Each try has a
 socket of its own: a connection that died without notice (a router that forgot it, a host that changed its address)
 would swallow every repeat, and a reply to a former try can never be taken for the present one.
+
+Several requests may be under way, so that a link need not idle between large replies. Each try then sends all of them
+that are not answered, and a reply is a request's by its id.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any, NamedTuple
 from distgrad import addresses, sockets, wire
 from distgrad.errors import BrokerRestarted, BrokerUnreachable, Forked, MalformedMessage, StateError, from_code
 from distgrad.keys import ClientKeys
+from distgrad.link_history import LinkHistory
 
 # A reply takes a round trip, so half a second without one means a lost connection or a busy broker; repeats slow
 # down to one in five seconds, which a broker with a thousand waiting clients still shrugs off.
@@ -32,21 +36,6 @@ _SLOWEST_BYTES_PER_S = 64 * 1024.0
 _LARGE_BYTES = 1024 * 1024
 # Ctrl-C interrupts a poll by itself unless the signal lands on another thread; then the end of a slice notices it.
 _SLICE_S = 0.25
-
-# What the last change of the connection says about silence; the sentence goes into the error, then a hint.
-_SILENT = ("the broker is silent", "is it stopped, overloaded, or is something else listening there?")
-_CAUSES: dict[sockets.Link | None, tuple[str, str]] = {
-    None: ("no connection came about", "is the host right, and does a firewall drop packets to the port?"),
-    sockets.Link.ABSENT: ("nobody listens there", "is the broker running, and is this its control address?"),
-    sockets.Link.LOST: ("the connection was lost", "is the broker still running?"),
-    sockets.Link.REFUSED: ("the broker does not accept the key", "was it made for this broker, or revoked?"),
-    sockets.Link.NO_KEYS: ("one side has keys and the other has none: {}", "keys are given as keys= or --keys FILE"),
-    sockets.Link.UNFINISHED: (
-        "the handshake was not finished",
-        "is it a broker's control address, and do both sides have keys, this broker's, or neither?",
-    ),
-}
-_DEFINITE = frozenset({sockets.Link.REFUSED, sockets.Link.NO_KEYS})
 
 
 class Reply(NamedTuple):
@@ -71,7 +60,7 @@ class Reply(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Pending:
-    """A request that was sent and is not answered yet; made by `ControlClient.send`, and to be given back as it is."""
+    """A request under way; made by `ControlClient.send`, and to be given back as it is."""
 
     op: str
     id: int
@@ -79,15 +68,19 @@ class Pending:
     timeout_s: float
     wait_s: float
     transfer_bytes: int
-    retry_s: float = FIRST_RETRY_S
+    patience_s: float
+    asked_at: float
+    retry_s: float
     sent_at: float = 0.0
-    deadline: float = 0.0
+    # What the client had received when this was sent: replies to earlier requests share the link with this one's.
+    received_before: int = 0
+    reply: Reply | None = None
 
 
 class ControlClient:
-    """Ask one broker, over one socket, one request at a time.
+    """Ask one broker, over one socket.
 
-    Threads of one process may share a client: a lock lets one exchange at a time through.
+    Threads of one process may share a client: a lock lets one exchange, or one conversation, at a time through.
 
     Parameters
     ----------
@@ -128,10 +121,11 @@ class ControlClient:
         self._owns_context = context is None
         self._context = sockets.open_context() if context is None else context
         self._socket: sockets.OwnedSocket | None = None
-        self._links: sockets.LinkMonitor | None = None
-        self._link: sockets.Link | None = None
-        self._was_up = self._was_cut = False
-        self._is_asking = False
+        self._links = LinkHistory()
+        # By rising id.
+        self._unanswered: dict[int, Pending] = {}
+        self._answered_at = 0.0
+        self._received_bytes = 0
 
     def __enter__(self) -> ControlClient:
         return self
@@ -210,7 +204,7 @@ class ControlClient:
         Yields
         ------
         None
-            What is unanswered when an exception leaves the block is given up.
+            Every `send` in the block has its `receive` there; what an exception leaves unanswered is given up.
 
         Raises
         ------
@@ -228,7 +222,8 @@ class ControlClient:
             try:
                 yield
             except BaseException:
-                if self._is_asking:
+                if self._unanswered:
+                    self._unanswered.clear()
                     self._drop_socket()
                 raise
 
@@ -252,57 +247,70 @@ class ControlClient:
         Returns
         -------
         Pending
-            For `receive`, which must come before the next `send`.
+            For `receive`. Others may be sent before it, unless one of them is mutating.
         """
         self._check_alive()
         if mutating:
+            # The broker remembers its last reply to a mutating request, so a repeat can only be of the last one.
+            assert not self._unanswered
             if self.incarnation is None:
                 self.receive(self.send("status", timeout=timeout))
             keys["incarnation"] = self.incarnation
         self._last_id += 1
         header = {"v": wire.PROTOCOL_VERSION, "op": op, "client": self._nonce, "id": self._last_id, **keys}
+        timeout_s = self.timeout if timeout is None else timeout
+        wait_s = float(keys.get("wait_s") or 0.0)
+        transfer_bytes = reply_bytes + sum(memoryview(frame).nbytes for frame in frames)
         pending = Pending(
             op,
             self._last_id,
-            [wire.pack(header), *frames],
-            timeout_s=self.timeout if timeout is None else timeout,
-            wait_s=float(keys.get("wait_s") or 0.0),
-            transfer_bytes=reply_bytes + sum(memoryview(frame).nbytes for frame in frames),
+            [b"", wire.pack(header), *frames],
+            timeout_s=timeout_s,
+            wait_s=wait_s,
+            transfer_bytes=transfer_bytes,
+            patience_s=timeout_s + wait_s + transfer_bytes / self._pace,
+            asked_at=time.monotonic(),
+            retry_s=FIRST_RETRY_S,
         )
-        pending.deadline = time.monotonic() + pending.timeout_s + pending.wait_s + self._transfer_s(pending)
+        self._unanswered[pending.id] = pending
         self._transmit(pending)
         return pending
 
     def receive(self, pending: Pending) -> Reply:
-        """Wait for the reply to a request that `send` sent, repeating the request as needed.
+        """Wait for the reply to a request that `send` sent, repeating what is unanswered as needed.
 
         Parameters
         ----------
         pending : Pending
-            What `send` returned.
+            What `send` returned; each is received once.
 
         Returns
         -------
         Reply
             The broker's answer; errors are those of `request`.
         """
-        while True:
-            retry_at = pending.sent_at + pending.retry_s + pending.wait_s + self._transfer_s(pending)
-            if self._poll(min(retry_at, pending.deadline)):
-                reply = self._read(pending)
-                if reply is not None:
-                    return reply
+        while pending.reply is None:
+            # While replies to other requests come, one after the other, this one's was not waited for in vain.
+            deadline = max(pending.asked_at, self._answered_at) + pending.patience_s
+            retry_at = max(pending.sent_at, self._answered_at) + pending.retry_s + pending.wait_s
+            if self._poll(min(retry_at + self._transfer_s(pending), deadline)):
+                self._read()
                 continue
-            self._note_links()
-            if time.monotonic() >= pending.deadline:
+            self._links.note()
+            if time.monotonic() >= deadline:
                 raise self._unreachable(pending)
             # A connection that broke says nothing about the pace of broker and link.
-            if not self._was_cut:
+            if not self._links.was_cut:
                 pending.retry_s = min(2 * pending.retry_s, LAST_RETRY_S)
                 if pending.transfer_bytes >= _LARGE_BYTES:
                     self._pace = max(self._pace / 2, _SLOWEST_BYTES_PER_S)
             self._drop_socket()
-            self._transmit(pending)
+            self._transmit(*self._unanswered.values())
+        # Whoever keeps the request does not keep the memory of its reply.
+        reply, pending.reply = pending.reply, None
+        if not reply.header.get("ok"):
+            raise self._error(reply.header)
+        return reply
 
     def _check_alive(self) -> None:
         if os.getpid() != self._pid:
@@ -311,19 +319,21 @@ class ControlClient:
             raise StateError(f"the connection to {self.address.endpoint} is closed")
 
     def _transfer_s(self, pending: Pending) -> float:
-        return pending.transfer_bytes / self._pace
+        """Tell what a reply and those that come before it take."""
+        return sum(other.transfer_bytes for other in self._unanswered.values() if other.id <= pending.id) / self._pace
 
-    def _transmit(self, pending: Pending) -> None:
+    def _transmit(self, *requests: Pending) -> None:
         if self._socket is None:
-            self._socket = sockets.control_client(self._context, self.address.endpoint, keys=self._keys)
-            self._links = sockets.monitor(self._socket)
-            self._was_up = False
-        # What happened to the connection between two requests is no reason to repeat the second one.
-        self._note_links()
-        self._was_cut = False
-        self._is_asking = True
-        self._socket.send_multipart(pending.message)
-        pending.sent_at = time.monotonic()
+            self._socket = sockets.pipelined_control_client(self._context, self.address.endpoint, keys=self._keys)
+            self._links.follow(sockets.monitor(self._socket))
+        self._links.note()
+        if len(requests) == len(self._unanswered):
+            # What happened to the connection while nothing was under way is no reason to repeat what is sent now.
+            self._links.was_cut = False
+        for pending in requests:
+            self._socket.send_multipart(pending.message)
+            pending.sent_at = time.monotonic()
+            pending.received_before = self._received_bytes
 
     def _poll(self, until: float) -> bool:
         while True:
@@ -332,31 +342,34 @@ class ControlClient:
             if self._socket is not None and self._socket.poll(math.ceil(1000 * max(0.0, min(remaining, _SLICE_S)))):
                 return True
             # What was under way on a connection that broke is gone: no use to wait for it.
-            self._note_links()
-            if remaining <= _SLICE_S or self._was_cut:
+            self._links.note()
+            if remaining <= _SLICE_S or self._links.was_cut:
                 return False
 
-    def _read(self, pending: Pending) -> Reply | None:
+    def _read(self) -> None:
         frames = self._socket.recv_multipart() if self._socket is not None else []
-        if not frames:
-            return None
+        if len(frames) < 2 or len(frames[0]):
+            return
         try:
-            header = wire.unpack(frames[0].buffer)
+            header = wire.unpack(frames[1].buffer)
         except MalformedMessage as error:
             raise MalformedMessage(f"{self.address.endpoint} does not answer as a broker: {error}") from error
-        # A broker that could not read a request does not know its id either.
-        if header.get("id") != pending.id and (header.get("ok") or header.get("id") is not None):
-            return None
-        self._is_asking = False
+        key = header.get("id")
+        if key is None and not header.get("ok"):
+            # A broker that could not read a request does not know its id either.
+            key = next(iter(self._unanswered), None)
+        pending = self._unanswered.pop(key, None) if type(key) is int else None
+        if pending is None:
+            return
         self._learn(header)
-        if not header.get("ok"):
-            raise self._error(header)
-        parts = [frame.buffer for frame in frames[1:]]
-        received = sum(part.nbytes for part in parts)
+        pending.reply = Reply(header, [frame.buffer for frame in frames[2:]])
+        received = sum(part.nbytes for part in pending.reply.frames)
+        self._answered_at = time.monotonic()
+        self._received_bytes += received
         if received >= _LARGE_BYTES:
-            measured = received / max(time.monotonic() - pending.sent_at, 1e-6)
+            elapsed = max(self._answered_at - pending.sent_at, 1e-6)
+            measured = (self._received_bytes - pending.received_before) / elapsed
             self._pace = min(max(measured / 2, _SLOWEST_BYTES_PER_S), PACE_BYTES_PER_S)
-        return Reply(header, parts)
 
     def _learn(self, header: Mapping[str, Any]) -> None:
         incarnation = header.get("incarnation")
@@ -370,28 +383,14 @@ class ControlClient:
         return error
 
     def _unreachable(self, pending: Pending) -> BrokerUnreachable:
-        cause, hint = _CAUSES.get(self._link, _SILENT)
-        if self._link is sockets.Link.NO_KEYS:
-            cause = cause.format("this client has none" if self._keys is None else "only this client has them")
+        cause, hint = self._links.explain(has_keys=self._keys is not None)
         return BrokerUnreachable(
             f"no answer from {self.address.endpoint} to {pending.op!r} within {pending.timeout_s:g} s: {cause}",
             hint=hint,
         )
 
-    def _note_links(self) -> None:
-        if self._links is not None:
-            for link in self._links.drain():
-                if link is sockets.Link.UP:
-                    self._was_up = True
-                elif link is sockets.Link.LOST and self._was_up:
-                    self._was_cut = True
-                elif link is sockets.Link.LOST:
-                    # Lost before it was up. If a definite cause was told, on this try or a former one, it stays.
-                    link = self._link if self._link in _DEFINITE else sockets.Link.UNFINISHED
-                self._link = link
-
     def _drop_socket(self) -> None:
-        socket, self._socket, self._links = self._socket, None, None
-        self._is_asking = False
+        socket, self._socket = self._socket, None
+        self._links.follow(None)
         if socket is not None:
             socket.close()

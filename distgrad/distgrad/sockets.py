@@ -38,6 +38,7 @@ __all__ = [
     "monitor",
     "open_context",
     "parse_event",
+    "pipelined_control_client",
 ]
 
 Context: TypeAlias = zmq.Context[zmq.Socket[bytes]]
@@ -47,8 +48,8 @@ ZAP_DOMAIN = b"distgrad"
 MAX_FRAME_BYTES = 4 * 1024 * 1024
 # Room for the header of a maximal frame and for what CURVE adds to it (33 bytes).
 _FRAME_SLACK_BYTES = 64 * 1024
-# Replies that one client lets pile up. A client has one request under way, and some repeats of it on a slow link;
-# what does not fit is dropped and asked for again. Each may hold 16 MiB, so the mark is low.
+# Replies that one client lets pile up. A client has a few requests under way; what does not fit is dropped and asked
+# for again. Each may hold 16 MiB, so the mark is low.
 _CONTROL_MARK = 32
 # Grants bound the bytes of gradients in flight; a mark that counts messages would only add a second, wrong bound.
 _NO_MARK = 0
@@ -187,6 +188,28 @@ def control_client(context: Context, endpoint: str, *, keys: PeerKeys | None = N
     socket.req_relaxed = True
     socket.req_correlate = True
     return _connected(socket, endpoint, keys)
+
+
+def pipelined_control_client(context: Context, endpoint: str, *, keys: PeerKeys | None = None) -> OwnedSocket:
+    """Connect to a broker's control channel, for several requests at a time.
+
+    Parameters
+    ----------
+    context, endpoint, keys
+        As for `control_client`.
+
+    Returns
+    -------
+    OwnedSocket
+        A DEALER. Messages begin with an empty frame in both directions, which a REQ adds and takes away by itself, and
+        replies must be told apart by their ids. It is monitored, as a control client is.
+
+    Raises
+    ------
+    ConfigError
+        If it is not an address that one can connect to.
+    """
+    return _connected(_new(context, zmq.DEALER, mark=_CONTROL_MARK, linger_ms=0), endpoint, keys)
 
 
 def gradient_client(context: Context, endpoint: str, *, keys: PeerKeys | None = None) -> OwnedSocket:

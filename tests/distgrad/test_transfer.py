@@ -15,6 +15,7 @@ from distgrad.client import ControlClient
 from distgrad.errors import MalformedMessage, NoParameters, SnapshotRevoked
 from distgrad.layout import Layout
 from support.scripted_broker import Request, ScriptedBroker
+from support.shelf import STATE, Shelf
 
 NEST = {
     "a": {"w": np.arange(300_000, dtype=np.float32).reshape(300, 1000), "b": np.array([[1.5]])},
@@ -23,58 +24,6 @@ NEST = {
     "mask": np.array([True, False]),
     "nothing": np.zeros((0, 4), np.float32),
 }
-STATE = ("one", 1, 42)
-
-
-class Shelf:
-    """Serve one set of parameters in ranges, as ``docs/wire.md`` has it."""
-
-    def __init__(self, nest: Any, *, part_bytes: int = wire.PART_BYTES, n_first: int = 16, n_range: int = 16) -> None:
-        self.layout = Layout.of(nest)
-        arenas = self.layout.pack(nest)
-        self.parts = [
-            arenas[arena][start:stop].tobytes() for arena, start, stop in self.layout.parts(part_bytes=part_bytes)
-        ]
-        self.n_first, self.n_range = n_first, n_range
-        self.revocations = 0
-        self.rows: list[dict[str, Any]] = []
-
-    def __call__(self, request: Request) -> None:
-        self.rows.append(request.header)
-        if request.op == "get":
-            self.get(request)
-        else:
-            assert request.op == "range"
-            self.range(request)
-
-    def get(self, request: Request) -> None:
-        if request.header["newer_than"] == list(STATE):
-            request.answer(unchanged=True, state=STATE, fingerprint=self.layout.fingerprint)
-            return
-        knows = request.header["have"] == self.layout.fingerprint
-        first = self.parts[: self.n_first]
-        request.answer(
-            *([] if knows else [self.layout.to_frame()]),
-            *first,
-            state=STATE,
-            fingerprint=self.layout.fingerprint,
-            unchanged=False,
-            layout=not knows,
-            parts=len(self.parts),
-            first=0,
-            token="t" if len(first) < len(self.parts) else None,
-        )
-
-    def range(self, request: Request) -> None:
-        first = request.header["first"]
-        if self.revocations:
-            self.revocations -= 1
-            request.fail("revoked", "the snapshot is gone")
-            return
-        # Updates have gone on: the reply's own state is a later one.
-        request.answer(
-            *self.parts[first : first + self.n_range], state=("one", 1, 43), parts=len(self.parts), first=first
-        )
 
 
 def nest_of(fetched: transfer.Fetched | None) -> Any:
@@ -122,10 +71,10 @@ def test_all_parts_reach_their_places(serve: Serve, shelf: Shelf) -> None:
     ),
     part_bytes=st.sampled_from([8, 16, 64, 1024]),
     n_first=st.integers(0, 5),
-    n_range=st.integers(1, 5),
+    n_range=st.lists(st.integers(1, 5), min_size=1, max_size=4),
 )
 def test_any_cut_of_any_layout_comes_back_whole(
-    sizes: list[tuple[str, int]], part_bytes: int, n_first: int, n_range: int
+    sizes: list[tuple[str, int]], part_bytes: int, n_first: int, n_range: list[int]
 ) -> None:
     nest = {str(index): np.arange(size).astype(dtype) for index, (dtype, size) in enumerate(sizes)}
     shelf = Shelf(nest, part_bytes=part_bytes, n_first=n_first, n_range=n_range)
@@ -246,10 +195,10 @@ def test_the_layout_can_be_fetched_alone(serve: Serve) -> None:
     assert [row["op"] for row in shelf.rows] == ["get"]
 
 
-def test_the_next_range_is_asked_for_before_the_former_one_is_copied(
+def test_ranges_are_asked_for_ahead_and_before_what_came_is_copied(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shelf = Shelf(NEST, part_bytes=1 << 18, n_first=1, n_range=1)
+    shelf = Shelf(NEST, part_bytes=1 << 16, n_first=2, n_range=2)
     client = serve(shelf)
     order: list[str] = []
     fill, send = transfer._Places.fill, ControlClient.send
@@ -266,9 +215,13 @@ def test_the_next_range_is_asked_for_before_the_former_one_is_copied(
     monkeypatch.setattr(ControlClient, "send", noted_send)
     transfer.fetch(client)
 
+    ahead = transfer.RANGES_AHEAD
     asked = order.count("range")
-    assert asked >= 3
-    assert order == ["get", *["range", "copy"] * asked, "copy"]
+    assert asked > ahead
+    first, later = ["range"] * ahead, ["copy", "range"] * (asked - ahead)
+    assert order == ["get", *first, *later, *["copy"] * (ahead + 1)]
+    firsts = [row["first"] for row in shelf.rows if row["op"] == "range"]
+    assert firsts == list(range(2, len(shelf.parts), 2)), "each part once"
 
 
 def damaged(**changes: Any) -> Callable[[Request], None]:

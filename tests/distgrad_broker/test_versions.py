@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from distgrad.errors import GradientRefused
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
-from distgrad.wire import RANGE_PARTS
-from distgrad_broker.versions import MAX_BUFFERS, MAX_HELD, MAX_READERS, QUIET_S, Versions
+from distgrad.wire import PART_BYTES
+from distgrad_broker.versions import MAX_BUFFERS, MAX_HELD, MAX_READERS, QUIET_S, SERVED_PARTS, Versions
 from support.core_kit import Kit
 
 LARGE = Layout.of({"n": np.zeros(1, np.int64), "w": np.zeros(5 << 20, np.float32)})
 
 
 class Pool:
-    """Versions of a model that is read in two ranges, and gradients of ones."""
+    """Versions of a model that is read in ranges, and gradients of ones."""
 
     def __init__(self) -> None:
         self.versions = Versions(ParameterHolder(executor="numpy"))
@@ -38,12 +40,15 @@ class Pool:
         opened = self.versions.open(now)
         return None if opened is None else opened.token
 
-    def second_range(self, token: str, now: float = 0.0) -> float | None:
-        """Read on, and tell the value that all numbers of the range have."""
-        found = self.versions.read(token, RANGE_PARTS, now)
-        if found is None:
-            return None
-        values = {value for part in found.parts[:-1] for value in np.frombuffer(part, np.float32)[:: 1 << 16]}
+    def rest(self, token: str, now: float = 0.0) -> float | None:
+        """Read on to the end, and tell the value that all trained numbers have."""
+        values: set[Any] = set()
+        for first in range(SERVED_PARTS, len(LARGE.parts()), SERVED_PARTS):
+            found = self.versions.read(token, first, now)
+            if found is None:
+                return None
+            trained = [part for part in found.parts if len(part) == PART_BYTES]
+            values |= {value for part in trained for value in np.frombuffer(part, np.float32)[:: 1 << 16]}
         (value,) = values
         return float(value)
 
@@ -60,7 +65,7 @@ def test_a_reader_keeps_its_version_while_updates_go_on() -> None:
 
     pool.update(5)
 
-    assert pool.second_range(token) == -1.0
+    assert pool.rest(token) == -1.0
     assert pool.versions.version == 6
 
 
@@ -103,7 +108,7 @@ def test_many_slow_readers_hold_few_versions_and_delay_no_update() -> None:
     assert pool.versions.held == MAX_HELD
     assert pool.buffers() == MAX_BUFFERS
     assert [token is not None for token in tokens] == [True] * MAX_HELD + [False] * 2 * MAX_HELD
-    assert [pool.second_range(token) for token in tokens[:MAX_HELD] if token] == [0.0, -1.0]
+    assert [pool.rest(token) for token in tokens[:MAX_HELD] if token] == [0.0, -1.0]
 
 
 def test_a_bad_gradient_changes_nothing_where_updates_are_made_in_place() -> None:
@@ -129,15 +134,15 @@ def test_who_waits_for_too_long_gets_the_place_of_a_quiet_reader_or_of_the_one_t
     assert pool.try_open(QUIET_S + 1) is None
 
     pool.versions.relieve()
-    assert pool.second_range(quiet) is None
+    assert pool.rest(quiet) is None
     third = pool.open(now=QUIET_S + 1)
     pool.versions.read(third, 1, QUIET_S + 1)
     pool.update()
     assert pool.try_open(QUIET_S + 1) is None
 
     pool.versions.relieve()
-    assert pool.second_range(beginner) is None
-    assert pool.second_range(third, QUIET_S + 1) == -2.0
+    assert pool.rest(beginner) is None
+    assert pool.rest(third, QUIET_S + 1) == -2.0
     assert pool.versions.revoked == 2
 
 
@@ -148,7 +153,7 @@ def test_readers_of_one_version_share_it() -> None:
 
     assert pool.versions.held == 1
     assert pool.buffers() == MAX_BUFFERS
-    assert {pool.second_range(token) for token in tokens} == {0.0}
+    assert {pool.rest(token) for token in tokens} == {0.0}
 
 
 def test_what_is_lent_is_not_written_to_and_only_one_version_is_lent() -> None:
@@ -175,7 +180,7 @@ def test_what_is_lent_is_not_written_to_and_only_one_version_is_lent() -> None:
 def test_who_has_read_everything_holds_nothing() -> None:
     pool = Pool()
     token = pool.open()
-    pool.second_range(token)
+    pool.rest(token)
 
     pool.update(2)
 
@@ -193,7 +198,7 @@ def test_quiet_readers_are_forgotten_in_the_end() -> None:
     pool.versions.expire(15 * QUIET_S + 1)
 
     assert pool.versions.held == 0
-    assert pool.second_range(token) is None
+    assert pool.rest(token) is None
 
 
 def test_readers_that_only_ever_begin_are_bounded() -> None:
@@ -202,8 +207,8 @@ def test_readers_that_only_ever_begin_are_bounded() -> None:
     pinned = pool.versions.pin(0.0)[0]
     tokens = [pool.open(now=float(number)) for number in range(MAX_READERS + 5)]
 
-    assert pool.second_range(tokens[4]) is None
-    assert pool.second_range(tokens[5]) == 0.0
+    assert pool.rest(tokens[4]) is None
+    assert pool.rest(tokens[5]) == 0.0
     assert pool.versions.revoked == 5
     assert pinned in pool.versions._pinned
 
@@ -233,5 +238,5 @@ def test_replaced_parameters_are_not_read_on() -> None:
     token = pool.open()
     pool.versions.set(LARGE, [np.ones(arena.size, arena.dtype) for arena in LARGE.arenas])
 
-    assert pool.second_range(token) is None
+    assert pool.rest(token) is None
     assert pool.versions.version == 0

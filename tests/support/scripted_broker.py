@@ -38,8 +38,15 @@ class Request:
         self.send_raw(msgpack.packb(header))
 
     def send_raw(self, *frames: Any) -> None:
+        self._send(*self._envelope, *frames)
+
+    def send_bare(self, *frames: Any) -> None:
+        """Send frames without the empty one that a reply begins with."""
+        self._send(self._envelope[0], *frames)
+
+    def _send(self, *frames: Any) -> None:
         try:
-            self._socket.send_multipart([*self._envelope, *frames])
+            self._socket.send_multipart(frames)
         except zmq.ZMQError as error:
             # Whoever asked has given up on that connection: a reply to it has nowhere to go.
             if error.errno != zmq.EHOSTUNREACH:

@@ -73,7 +73,9 @@ def work(address: str, rank: int, world: int, pause_s: float, gradients: int, se
             worker.push(gradient, examples=model.BATCH, base_version=now.version)
 
 
-def run(options: tuple[str, ...], pauses: list[float], gradients: int, seed: int, goal: float, limit_s: float) -> dict:
+def run(
+    options: tuple[str, ...], pauses: list[float], gradients: int, seed: int, goal: float, limit_s: float
+) -> dict[str, Any]:
     """Train until the goal is reached, the workers are done, or the limit has come."""
     model = digits()
     _, test = model.load_data()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -198,7 +200,7 @@ def test_a_worker_that_flushes_a_partial_buffer_is_not_left_waiting() -> None:
 
 
 def get(kit: Kit, worker: str | None, pushed: int = 0, wait_s: float = 5.0) -> bytes:
-    keys = {} if worker is None else {"worker": worker, "pushed": pushed}
+    keys: dict[str, Any] = {} if worker is None else {"worker": worker, "pushed": pushed}
     return kit.send("get", newer_than=None, have=None, wait_s=wait_s, **keys)
 
 

@@ -90,7 +90,7 @@ def test_a_fixed_set_gives_bit_for_bit_what_a_sum_in_the_same_order_gives(digits
         parameters = parameters_of(reference)
         gradients = [layout.pack_gradient(digits.gradient(parameters, x, y)[1])[0] for x, y in shards]
         quarter = np.float32(0.25)
-        total = gradients[0] * quarter
+        total: np.ndarray[Any, Any] = gradients[0] * quarter
         for gradient in gradients[1:]:
             total = total + gradient * quarter
         reference.apply([total])

@@ -1,0 +1,203 @@
+"""One update per step: who takes part, who is waited for, and what comes too late."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distgrad.policies import (
+    Action,
+    Synchronous,
+)
+from support.policy_world import Gradient, World
+
+
+def test_a_step_is_one_gradient_of_each_live_worker_in_the_order_of_their_ids() -> None:
+    world = World(Synchronous(), "b", "c", "a")
+
+    actions = [world.push(worker) for worker in ("c", "a", "b")]
+
+    assert actions == [Action.HOLD] * 3
+    assert world.steps == [["a", "b", "c"]]
+
+
+def test_a_gradient_of_a_closed_step_is_superseded() -> None:
+    world = World(Synchronous(), "a")
+    world.push("a")
+
+    assert world.push("a", base=0) is Action.SUPERSEDE
+
+
+def test_a_second_gradient_for_a_step_and_one_without_a_base_are_refused() -> None:
+    world = World(Synchronous(), "a", "b")
+    world.push("a")
+
+    second = world.policy.offer(world.next("a"), 0, world.situation)
+    baseless = world.policy.offer(Gradient("b", base=None), None, world.situation)
+
+    assert (second.action, second.reason) == (Action.REFUSE, "second")
+    assert "step 0" in second.message
+    assert (baseless.action, baseless.reason) == (Action.REFUSE, "no_base")
+
+
+def test_a_worker_that_took_part_waits_in_its_pull_until_the_step_is_closed() -> None:
+    world = World(Synchronous(), "a", "b")
+    world.push("a")
+
+    assert (world.may("a"), world.may("b")) == (False, True)
+    world.push("b")
+    assert world.may("a")
+
+
+def test_an_elastic_step_does_not_wait_for_who_is_gone_and_keeps_what_it_gave() -> None:
+    world = World(Synchronous(), "a", "b", "c")
+    world.push("a")
+    world.push("b")
+    world.depart("b")
+
+    world.depart("c")
+
+    assert world.steps == [["a", "b"]]
+
+
+def test_a_newcomer_is_waited_for_from_the_next_step_on() -> None:
+    world = World(Synchronous(), "a")
+    world.push("a")
+    world.join("b")
+
+    world.push("a")
+    world.push("a")
+
+    assert world.steps == [["a"], ["a"]]
+    assert world.waits_for() == ["b"]
+    world.push("b")
+    assert world.steps[-1] == ["a", "b"]
+
+
+def test_a_quorum_closes_the_step_and_supersedes_the_rest() -> None:
+    world = World(Synchronous(quorum=2), "a", "b", "c")
+    world.push("c")
+    world.push("a")
+
+    assert world.push("b", base=0) is Action.SUPERSEDE
+    assert world.steps == [["a", "c"]]
+
+
+def test_grace_waits_for_the_others_after_the_quorum_and_no_longer() -> None:
+    world = World(Synchronous(quorum=1, grace=5.0), "a", "b", "c")
+    world.push("a")
+    world.push("b")
+    world.wait(4.9)
+    assert world.steps == []
+    assert world.policy.next_deadline() == 5.0
+
+    world.wait(0.1)
+
+    assert world.steps == [["a", "b"]]
+    assert world.policy.next_deadline() is None
+
+
+def test_a_quorum_larger_than_what_is_live_is_met_by_all() -> None:
+    world = World(Synchronous(quorum=3), "a", "b", "c")
+    world.depart("c")
+    world.push("a")
+    world.push("b")
+
+    assert world.steps == [["a", "b"]]
+
+
+def test_a_fixed_set_waits_for_its_members_and_says_for_whom() -> None:
+    world = World(Synchronous(workers=2), "a", "b")
+    world.push("a")
+    assert world.waits_for() == ["1 more worker(s)"]
+    world.push("b")
+    world.push("a")
+
+    world.depart("b")
+
+    assert world.steps == [["a", "b"]]
+    assert world.waits_for() == ["b"]
+    world.join("b")
+    world.push("b")
+    assert world.steps == [["a", "b"], ["a", "b"]]
+
+
+def test_a_fixed_set_that_is_full_refuses_others_until_a_member_says_goodbye() -> None:
+    world = World(Synchronous(workers=1), "a", "b")
+    world.push("a")
+
+    assert world.policy.offer(world.next("b"), 0, world.situation).reason == "not_a_member"
+    world.depart("a", left=True)
+    assert world.push("b") is Action.HOLD
+
+
+def test_a_bad_gradient_counts_as_having_taken_part() -> None:
+    world = World(Synchronous(), "a", "b")
+    bad = world.next("a")
+    world.policy.offer(bad, 0, world.situation)
+    world.policy.withdrawn(bad)
+    world.advance()
+
+    world.push("b")
+
+    assert world.steps == [["b"]]
+
+
+def test_when_all_gradients_of_a_step_were_bad_they_may_all_try_again() -> None:
+    world = World(Synchronous(), "a", "b")
+    for worker in ("a", "b"):
+        bad = world.next(worker)
+        world.policy.offer(bad, 0, world.situation)
+        world.policy.withdrawn(bad)
+        world.advance()
+
+    world.push("a")
+    world.push("b")
+
+    assert world.steps == [["a", "b"]]
+
+
+@given(st.permutations(["a", "b", "c", "d"]))
+def test_the_order_of_arrival_does_not_change_a_step(order: list[str]) -> None:
+    world = World(Synchronous(workers=4), *order)
+    for worker in order:
+        world.push(worker)
+
+    assert world.steps == [["a", "b", "c", "d"]]
+
+
+@given(st.data(), st.sampled_from([(None, None), (1, None), (2, 3.0), (9, None)]))
+def test_an_elastic_step_never_hangs_whoever_dies_or_joins(
+    data: st.DataObject, setting: tuple[int | None, float | None]
+) -> None:
+    quorum, grace = setting
+    world = World(Synchronous(quorum, grace), "a", "b", "c")
+    fresh = (f"n{number}" for number in itertools.count())
+    seen: dict[str, int] = {}
+    for _ in range(30):
+        able = sorted(worker for worker in world.live if world.may(worker))
+        deed = data.draw(st.sampled_from(["push", "push", "push", "die", "join", "wait"]))
+        if deed == "join":
+            world.join(next(fresh))
+        elif deed == "die" and world.live:
+            world.depart(data.draw(st.sampled_from(sorted(world.live))))
+        elif deed == "wait":
+            world.wait(data.draw(st.floats(0, 4)))
+        elif able:
+            world.push(data.draw(st.sampled_from(able)), base=data.draw(st.integers(0, world.version)))
+    for worker in sorted(world.live):
+        seen[worker] = world.version
+    before = world.version
+    for _ in range(2):
+        for worker in sorted(world.live):
+            if world.may(worker):
+                world.push(worker)
+        world.wait(3.0)
+
+    if world.live:
+        assert world.version >= before + 1
+        late = {worker for step in world.steps[before:] for worker in step}
+        assert quorum is not None or world.live <= late
+    assert all(step == sorted(set(step)) for step in world.steps)

@@ -8,8 +8,14 @@ from collections.abc import Callable
 from threading import Condition
 from typing import Any, NamedTuple
 
-from .errors import AlreadyRunning, QueueFull, StateError
+import numpy as np
+from numpy.typing import NDArray
+
+from . import nests
+from .arrays import as_array, carried_dtype
+from .errors import AlreadyRunning, LayoutError, QueueFull, StateError
 from .layout import Layout
+from .nests import Nest
 
 
 class QueuedGradient(NamedTuple):
@@ -29,6 +35,8 @@ class GradientQueue:
         Gradients that may wait.
     check : callable
         Raises if callers should give up: it is called after every wait.
+    step : int
+        Gradients that are taken at a time; fewer when somebody waits for them.
 
     Attributes
     ----------
@@ -36,13 +44,15 @@ class GradientQueue:
         Whether there is a taker.
     """
 
-    def __init__(self, bound: int, check: Callable[[], None]) -> None:
+    def __init__(self, bound: int, check: Callable[[], None], step: int = 1) -> None:
         self.running = False
         self._bound = bound
         self._check = check
+        self._step = step
+        self._joining = 0  # callers that wait for all to be taken
         self._changed = Condition()  # guards and announces everything here
         self._waiting: deque[QueuedGradient] = deque()
-        self._taken: QueuedGradient | None = None
+        self._taken: list[QueuedGradient] = []
         self._added = 0
         self._stop_after: int | None = None  # while stopping, the last gradient to be taken
 
@@ -87,8 +97,8 @@ class GradientQueue:
             self._changed.notify_all()
             return self._added
 
-    def take(self, ready: Callable[[], bool]) -> QueuedGradient | None:
-        """Wait for the next gradient and take it. Only the taker calls this.
+    def take(self, ready: Callable[[], bool]) -> list[QueuedGradient]:
+        """Wait for the gradients of the next update and take them. Only the taker calls this.
 
         Parameters
         ----------
@@ -97,33 +107,34 @@ class GradientQueue:
 
         Returns
         -------
-        QueuedGradient or None
-            The first of the queue; ``None`` if the taker should end.
+        list of QueuedGradient
+            The first of the queue; empty if the taker should end.
         """
         with self._changed:
-            self._taken = None
+            self._taken = []
             self._changed.notify_all()
             while True:
                 available = bool(self._waiting) and ready()
                 last = self._stop_after
                 if last is not None and not (available and self._waiting[0].number <= last):
-                    return None
-                if available:
-                    self._taken = self._waiting.popleft()
+                    return []
+                if available and (len(self._waiting) >= self._step or self._joining or last is not None):
+                    count = min(self._step, len(self._waiting))
+                    self._taken = [self._waiting.popleft() for _ in range(count)]
                     self._changed.notify_all()
                     return self._taken
                 self._changed.wait()
 
-    def put_back(self, gradient: QueuedGradient) -> None:
-        """Return a gradient that could not be applied yet to the head. Only the taker calls this.
+    def put_back(self, gradients: list[QueuedGradient]) -> None:
+        """Return gradients that could not be applied yet to the head. Only the taker calls this.
 
         Parameters
         ----------
-        gradient : QueuedGradient
+        gradients : list of QueuedGradient
             What `take` gave last.
         """
         with self._changed:
-            self._waiting.appendleft(gradient)
+            self._waiting.extendleft(reversed(gradients))
 
     def clear(self) -> int:
         """Drop what waits.
@@ -157,17 +168,22 @@ class GradientQueue:
         deadline = _deadline(timeout)
         with self._changed:
             last = self._added
-            while True:
-                oldest = self._taken or (self._waiting[0] if self._waiting else None)
-                if oldest is None or oldest.number > last:
-                    return
-                if not self.running:
-                    raise StateError(
-                        f"{len(self._waiting)} gradients wait and the updater does not run", hint="call start()"
-                    )
-                if not self._changed.wait(_left(deadline)):
-                    raise TimeoutError(f"{len(self._waiting)} gradients still wait after {timeout} s")
-                self._check()
+            self._joining += 1
+            self._changed.notify_all()
+            try:
+                while True:
+                    oldest = (self._taken or self._waiting or (None,))[0]
+                    if oldest is None or oldest.number > last:
+                        return
+                    if not self.running:
+                        raise StateError(
+                            f"{len(self._waiting)} gradients wait and the updater does not run", hint="call start()"
+                        )
+                    if not self._changed.wait(_left(deadline)):
+                        raise TimeoutError(f"{len(self._waiting)} gradients still wait after {timeout} s")
+                    self._check()
+            finally:
+                self._joining -= 1
 
     def open(self) -> None:
         """Announce a taker.
@@ -198,13 +214,41 @@ class GradientQueue:
     def ended(self) -> None:
         """Announce that there is no taker any more."""
         with self._changed:
-            self.running, self._taken = False, None
+            self.running, self._taken = False, []
             self._changed.notify_all()
 
     def wake(self) -> None:
         """Make everybody who waits look again."""
         with self._changed:
             self._changed.notify_all()
+
+
+def copied(gradients: Nest) -> Nest:
+    """Copy a gradient that no layout is known for, and refuse what no layout would take.
+
+    Parameters
+    ----------
+    gradients : nest of array_like
+        As a caller gave it.
+
+    Returns
+    -------
+    nest of ndarray
+        The copy.
+
+    Raises
+    ------
+    LayoutError
+        If an array has a dtype that no parameter can have.
+    """
+    structure, names, leaves = nests.dissect(gradients)
+    copies: list[NDArray[Any] | None] = []
+    for name, leaf in zip(names, leaves, strict=True):
+        array = None if leaf is None else as_array(leaf, name)
+        if array is not None and carried_dtype(array.dtype) is None:
+            raise LayoutError(f"gradient of {name!r} has dtype {array.dtype}", leaf=name)
+        copies.append(None if array is None else np.array(array))
+    return nests.build(structure, copies, gradients)
 
 
 def _deadline(timeout: float | None) -> float | None:

@@ -8,16 +8,13 @@ from threading import Lock, Thread
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from . import nests
-from .arrays import as_array, carried_dtype
-from .errors import ConfigError, Destroyed, Forked, GradientRefused, LayoutError, NoParameters, UpdaterFailed
+from .errors import ConfigError, Destroyed, Forked, GradientRefused, NoParameters, UpdaterFailed
 from .fair_lock import FairLock
-from .gradient_queue import GradientQueue, QueuedGradient
+from .gradient_queue import GradientQueue, QueuedGradient, copied
 from .holder import ParameterHolder, checked_mode
 from .nests import Nest
+from .policies import Policy, Weighing
+from .queued_updates import apply_together, step_size
 from .reports import Reports, UpdaterHandle
 from .rules import Rule
 
@@ -38,6 +35,11 @@ class DistributedGradients:
         ``"descent"`` or ``"ascent"``, in any case.
     optimizer : Rule, optional
         `SGD`, `Adam` or `AdamW`. Without, the gradient is the step: ``p - g``, or ``p + g``.
+    policy : Policy, optional
+        ``policies.Buffered(K)`` makes the mean of every K gradients one update; fewer, when `flush` or a draining
+        `stop` waits for them. By default every gradient is one. Other policies tell workers apart, and need a broker.
+    reduction : str, default "mean"
+        ``"mean"`` or ``"sum"`` of the gradients of one update.
     max_queue : int, default 64
         Gradients that may wait; memory is bounded by that many times the size of the parameters.
     threads : int, optional
@@ -67,15 +69,23 @@ class DistributedGradients:
         gradient_change_mode: str = "descent",
         *,
         optimizer: Rule | None = None,
+        policy: Policy | None = None,
+        reduction: str = "mean",
         max_queue: int = 64,
         threads: int | None = None,
     ) -> None:
         if type(max_queue) is not int or max_queue < 1:
             raise ConfigError(f"max_queue must be an integer of at least 1, got {max_queue!r}")
+        step = step_size(policy)
+        if step > max_queue:
+            raise ConfigError(
+                f"the policy must hold {step} gradients, but max_queue is {max_queue}; raise it to {step}"
+            )
+        self._weighing = Weighing(reduction)
         self._holder = ParameterHolder(gradient_change_mode, optimizer, threads=threads)
         self._turn = FairLock()  # who has it owns the holder
         self._reports = Reports()
-        self._queue = GradientQueue(max_queue, self._check_waiting)
+        self._queue = GradientQueue(max_queue, self._check_waiting, step)
         self._starting = Lock()  # guards _thread: it is either running, or ended, or not there
         self._thread: Thread | None = None
         self._destroyed = False
@@ -164,7 +174,7 @@ class DistributedGradients:
         """
         self._begin()
         layout = self._holder.layout
-        content = _copied(gradients) if layout is None else layout.pack_gradient(gradients)
+        content = copied(gradients) if layout is None else layout.pack_gradient(gradients)
         return self._queue.put(layout, content, block=block, timeout=timeout)
 
     def set_model_parameters(self, parameters: Nest, do_not_deep_copy: bool = False) -> None:
@@ -359,8 +369,8 @@ class DistributedGradients:
     def _run(self, handle: UpdaterHandle) -> None:
         """Apply gradients until told to stop: what the updater's thread does."""
         try:
-            while (gradient := self._queue.take(lambda: self._holder.layout is not None)) is not None:
-                self._apply(gradient)
+            while step := self._queue.take(lambda: self._holder.layout is not None):
+                self._apply(step)
         except Exception as error:  # a bug of ours: parameters may be half written, so nothing more is applied
             logger.exception("the updater failed")
             handle.failed(error)
@@ -369,32 +379,9 @@ class DistributedGradients:
             self._holder.close()
             self._queue.ended()
 
-    def _apply(self, gradient: QueuedGradient) -> None:
-        try:
-            with self._turn:
-                layout = self._holder.layout
-                if layout is None:  # taken away since
-                    self._queue.put_back(gradient)
-                    return
-                content = gradient.content
-                if gradient.layout is None:
-                    content = layout.pack_gradient(content)
-                elif gradient.layout != layout:
-                    raise LayoutError("the parameters have another layout than when the gradient was added")
-                self._holder.apply(content)
-        except (GradientRefused, LayoutError) as error:
-            reason = error.reason if isinstance(error, GradientRefused) else "layout"
-            text = f"gradient {gradient.number} was refused: {error.message}"
-            self._reports.add_refusal(GradientRefused(reason, text, leaf=error.leaf, number=gradient.number))
-
-
-def _copied(gradients: Nest) -> Nest:
-    """Copy a gradient that no layout is known for, and refuse what no layout would take."""
-    structure, names, leaves = nests.dissect(gradients)
-    copies: list[NDArray[Any] | None] = []
-    for name, leaf in zip(names, leaves, strict=True):
-        array = None if leaf is None else as_array(leaf, name)
-        if array is not None and carried_dtype(array.dtype) is None:
-            raise LayoutError(f"gradient of {name!r} has dtype {array.dtype}", leaf=name)
-        copies.append(None if array is None else np.array(array))
-    return nests.build(structure, copies, gradients)
+    def _apply(self, step: list[QueuedGradient]) -> None:
+        with self._turn:
+            if self._holder.layout is None:  # taken away since
+                self._queue.put_back(step)
+            else:
+                apply_together(self._holder, step, self._weighing, self._reports.add_refusal)

@@ -41,6 +41,11 @@ class Buffered(Policy):
         self._held: list[Offered] = []
         self._closes_at: float | None = None
 
+    @property
+    def buffer_size(self) -> int:
+        """How many gradients are one update."""
+        return self._size
+
     def offer(self, gradient: Offered, staleness: int | None, situation: Situation) -> Decision:
         """Hold every gradient; see `Policy.offer`."""
         self._held.append(gradient)

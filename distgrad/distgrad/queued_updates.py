@@ -1,0 +1,94 @@
+"""From gradients taken out of the queue to one update, within one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .errors import ConfigError, GradientRefused, LayoutError
+from .gradient_queue import QueuedGradient
+from .holder import ParameterHolder
+from .policies import Asynchronous, Buffered, Policy, Weighing
+
+
+def step_size(policy: Policy | None) -> int:
+    """Tell how many gradients make an update.
+
+    Parameters
+    ----------
+    policy : Policy or None
+        As the user gave it.
+
+    Returns
+    -------
+    int
+        1 without a policy.
+
+    Raises
+    ------
+    ConfigError
+        If the policy means nothing within one process.
+    """
+    if policy is None or isinstance(policy, Asynchronous):
+        return 1
+    if isinstance(policy, Buffered):
+        return policy.buffer_size
+    raise ConfigError(f"policy {policy.name!r} tells workers apart; start a broker for it: distgrad_broker.Broker")
+
+
+def apply_together(
+    holder: ParameterHolder,
+    step: Sequence[QueuedGradient],
+    weighing: Weighing,
+    refuse: Callable[[GradientRefused], None],
+) -> None:
+    """Make one update of some gradients; a bad one is refused alone.
+
+    Parameters
+    ----------
+    holder : ParameterHolder
+        With parameters.
+    step : sequence of QueuedGradient
+        At least one.
+    weighing : Weighing
+        Mean or sum.
+    refuse : callable
+        Is told of each gradient that is not applied.
+    """
+    good: list[tuple[int, Any]] = []
+    for gradient in step:
+        try:
+            content = _fitted(holder, gradient)
+            if len(step) > 1:
+                holder.check(content)
+        except (GradientRefused, LayoutError) as error:
+            refuse(_refusal(gradient.number, error))
+        else:
+            good.append((gradient.number, content))
+    if not good:
+        return
+    try:
+        if len(step) == 1:
+            holder.apply(good[0][1])
+        else:
+            weight = 1.0 if weighing.reduction == "sum" else 1 / len(good)
+            holder.apply(holder.combine([content for _, content in good], [weight] * len(good)))
+    except GradientRefused as error:
+        for number, _ in good:
+            refuse(_refusal(number, error))
+
+
+def _fitted(holder: ParameterHolder, gradient: QueuedGradient) -> Any:
+    """Give a gradient's arrays in the order of the holder's arenas."""
+    if gradient.layout is None:
+        assert holder.layout is not None  # the caller has looked
+        return holder.layout.pack_gradient(gradient.content)
+    if gradient.layout != holder.layout:
+        raise LayoutError("the parameters have another layout than when the gradient was added")
+    return gradient.content
+
+
+def _refusal(number: int, error: GradientRefused | LayoutError) -> GradientRefused:
+    reason = error.reason if isinstance(error, GradientRefused) else "layout"
+    text = f"gradient {number} was refused: {error.message}"
+    return GradientRefused(reason, text, leaf=error.leaf, number=number)

@@ -7,13 +7,9 @@ for ahead, so that the link is busy while parts are copied; why few and small on
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Mapping, Sequence
-=======
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
->>>>>>> fe2ec49 (Small ranges, a few of them asked for ahead: a pull of 100 MB reaches 0.89 of its floor)
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,18 +101,10 @@ def fetch(
         asked |= {"worker": worker, "pushed": pushed}
     with client.conversation():
         for _ in range(MAX_TRIES - 1):
-<<<<<<< HEAD
-            try:
-                return _fetch_once(client, asked, have, out_arenas, timeout)
-            except SnapshotRevoked:
-                continue
-        return _fetch_once(client, asked, have, out_arenas, timeout)
-=======
             # One of its own, so that ranges of a lost snapshot that are still asked for are given up.
             with suppress(SnapshotRevoked), client.conversation():
-                return _fetch_once(client, newer_than, wait_s, have, out_arenas, timeout)
-        return _fetch_once(client, newer_than, wait_s, have, out_arenas, timeout)
->>>>>>> fe2ec49 (Small ranges, a few of them asked for ahead: a pull of 100 MB reaches 0.89 of its floor)
+                return _fetch_once(client, asked, have, out_arenas, timeout)
+        return _fetch_once(client, asked, have, out_arenas, timeout)
 
 
 def fetch_layout(client: ControlClient) -> Layout:

@@ -2,7 +2,7 @@
 
 Ours: `Worker.pull` from ``distgrad broker``, into the arrays of the former pull, as a training loop does. Floor: one
 request is answered with all 1 MiB parts at once, without a copy on either side: what arrives is left in ZeroMQ's
-frames, where it is in no array yet. Ours asks in ranges of 16 MiB, and copies the parts to their places.
+frames, where it is in no array yet. Ours asks in short ranges, and copies the parts to their places.
 """
 
 from __future__ import annotations

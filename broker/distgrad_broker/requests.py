@@ -1,7 +1,8 @@
 """Reading requests and remembering replies: roles, retries, and what was answered already (PROTOCOL 12, 13).
 
 A client names itself by a nonce and its requests by a rising id. For each client only the last reply to a mutating
-request is remembered: a client sends one request at a time, so a repeat can only be of the last one.
+request is remembered: a client has nothing else under way beside such a request, so a repeat can only be of the last
+one.
 """
 
 from __future__ import annotations

@@ -29,6 +29,9 @@ RANGE_PARTS = 16
 # A gradient's header, its bookkeeping and ZeroMQ's frames cost about this much even for an empty payload.
 MIN_CHARGE_BYTES = 1024
 
+# A payload of one part up to here travels in the header.
+INLINE_BYTES = 16 * 1024
+
 GRADIENT = "gradient"
 RAW = "raw"
 
@@ -191,7 +194,7 @@ def parse_gradient(header: dict[str, Any], parts: Sequence[Any], size: int, user
     header : dict
         From `unpack`.
     parts : sequence of buffers
-        The payload frames, unchecked.
+        The payload frames, unchecked; none if the header has the payload.
     size : int
         Their bytes in all.
     user : str, optional
@@ -205,7 +208,8 @@ def parse_gradient(header: dict[str, Any], parts: Sequence[Any], size: int, user
     Raises
     ------
     MalformedMessage
-        If a key is missing, or has the wrong type or an impossible value.
+        If a key is missing, or has the wrong type or an impossible value, or there is a payload both in the header and
+        behind it.
     """
     gradient = Gradient()
     get = header.get
@@ -219,6 +223,7 @@ def parse_gradient(header: dict[str, Any], parts: Sequence[Any], size: int, user
     gradient.loss = loss = get("loss")
     gradient.cursor = cursor = get("cursor")
     base = get("base")
+    payload = get("payload")
     # One expression over local names: this runs for every gradient, and looping over a table of fields costs 3 µs more.
     if not (
         type(worker) is str
@@ -235,9 +240,12 @@ def parse_gradient(header: dict[str, Any], parts: Sequence[Any], size: int, user
         and (loss is None or type(loss) is float or type(loss) is int)
         and (cursor is None or (type(cursor) in (bytes, str) and len(cursor) <= MAX_CURSOR_BYTES))
         and get("kind") == GRADIENT
+        and (payload is None or (type(payload) is bytes and not parts))
     ):
         raise MalformedMessage("gradient header has a missing or impossible value; docs/wire.md has the table")
     gradient.base = None if base is None else parse_state(base)
+    if payload is not None:
+        parts, size = (payload,), len(payload)
     gradient.parts = parts
     gradient.size = size
     gradient.charge = size if size > MIN_CHARGE_BYTES else MIN_CHARGE_BYTES

@@ -17,7 +17,7 @@ from distgrad import addresses, wire
 from distgrad.errors import BrokerUnreachable, ControlError, DeliveryFailed, DistgradError
 from distgrad.layout import Layout
 from distgrad_worker.driver import Driver
-from distgrad_worker.headers import gradient_header
+from distgrad_worker.headers import Header
 from distgrad_worker.session import OPEN, Session
 from support.ports import free_port
 from support.scripted_broker import Request, ScriptedBroker, ignore, in_turn
@@ -46,9 +46,9 @@ class Shell:
         self.wait_until(lambda: self.session.phase == OPEN)
 
     def push(self, value: float = 1.0) -> int:
-        header = gradient_header("w", LAYOUT.fingerprint, None, None, 1, None)
+        header = Header("w", LAYOUT.fingerprint, None)
         with self.lock:
-            number = self.session.push(header, [np.full(2, value, np.float32).data.cast("B")], 8)
+            number = self.session.push(header, {}, [np.full(2, value, np.float32).data.cast("B")], 8)
             self.driver.send_due()
             self.driver.wake()
         return number
@@ -150,7 +150,7 @@ def test_a_broker_that_is_shutting_down_is_asked_again_but_not_in_a_tight_loop()
             assert broker.ops[:2] == ["hello", "hello"]
 
 
-def test_a_gradient_is_a_header_and_its_parts_in_order() -> None:
+def test_a_small_gradient_is_one_frame() -> None:
     with gradient_sink() as (sink, gradients), broker_of(gradients) as broker, running(broker.address) as shell:
         shell.wait_until_open()
 
@@ -158,11 +158,11 @@ def test_a_gradient_is_a_header_and_its_parts_in_order() -> None:
 
         for number in (1, 2):
             assert sink.poll(10_000)
-            header, part = sink.recv_multipart()
-            gradient = wire.parse_gradient(wire.unpack(header), [part], len(part))  # "kind" is checked there
+            (header,) = sink.recv_multipart()
+            gradient = wire.parse_gradient(wire.unpack(header), [], 0)  # "kind" is checked there
             assert (gradient.worker, gradient.session, gradient.attempt) == ("w", "one:1", 1)
             assert (gradient.number, gradient.encoding) == (number, "raw")
-            assert np.frombuffer(part, "<f4").tolist() == [number, number]
+            assert np.frombuffer(gradient.parts[0], "<f4").tolist() == [number, number]
 
 
 def test_a_gap_makes_a_new_attempt_from_the_brokers_number() -> None:

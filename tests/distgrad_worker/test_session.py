@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from distgrad import wire
 from distgrad.errors import GradientRefused, LayoutError
 from distgrad_worker.losses import STALL_S
 from distgrad_worker.session import GREETING, HEARTBEAT_WAIT_S, OPEN, RESUMING
@@ -26,7 +27,7 @@ def test_after_hello_gradients_go_out_with_session_attempt_and_number() -> None:
     shell = Shell()
     shell.push(2)
 
-    headers = [entry.header for entry in shell.session.sendable(0.0)]
+    headers = [wire.unpack(entry.frames()[0]) for entry in shell.session.sendable(0.0)]
 
     told = [(h["kind"], h["worker"], h["session"], h["attempt"], h["number"]) for h in headers]
     assert told == [("gradient", "w", "one:1", 1, 1), ("gradient", "w", "one:1", 1, 2)]

@@ -150,7 +150,7 @@ def test_a_gradient_of_a_former_layout_keeps_its_number_and_needs_no_large_grant
     shell.hello(layout=LAYOUT, grant=ONE, grant_seq=2)
 
     (entry,) = shell.session.sendable(0.0)
-    assert (entry.header["number"], entry.header["fingerprint"]) == (1, OTHER.fingerprint)
+    assert (entry.number, entry.header.fingerprint) == (1, OTHER.fingerprint)
     assert list(entry.parts) == []
 
 

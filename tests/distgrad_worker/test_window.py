@@ -7,15 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distgrad.wire import MIN_CHARGE_BYTES
+from distgrad_worker.headers import Header
 from distgrad_worker.window import Window
 
 UNLIMITED = 1 << 40
 
 
+def header(fingerprint: int) -> Header:
+    return Header("w", fingerprint, None)
+
+
 def window(*charges: int, limit_bytes: int | None = None) -> Window:
     made = Window(limit_bytes)
     for charge in charges:
-        made.add({"fingerprint": 1}, [b"payload"], charge)
+        made.add(header(1), {}, [b"payload"], charge)
     return made
 
 
@@ -70,7 +75,7 @@ def test_what_is_settled_beyond_the_end_is_still_in_order() -> None:
     made.settle(5)
 
     assert (made.settled, made.sent, made.last, len(made), made.lowest) == (5, 5, 5, 0, 0)
-    assert made.add({}, [], 1024).number == 6
+    assert made.add(header(1), {}, [], 1024).number == 6
 
 
 @pytest.mark.parametrize(
@@ -92,7 +97,7 @@ def test_room_is_limited_by_grant_and_window(limit: int | None, kept: int, grant
 def test_what_a_former_process_left_in_the_queue_counts_until_it_is_settled() -> None:
     made = Window(None)
     made.inherit(3, 5, 2048)
-    made.add({}, [], 1024)
+    made.add(header(1), {}, [], 1024)
 
     assert (made.settled, made.last, made.lowest, made.in_flight_bytes, made.kept_bytes) == (3, 6, 6, 2048, 3072)
     assert send(made, 3071) == []
@@ -140,7 +145,7 @@ def test_bytes_are_those_of_the_entries_whatever_happens(inherited: int, steps: 
     made.inherit(2, 2 + inherited, 1024 * inherited)
     for action, amount in steps:
         if action == "add":
-            made.add({"fingerprint": amount % 2}, [b"x"], 1024 + amount)
+            made.add(header(amount % 2), {}, [b"x"], 1024 + amount)
         elif action == "send":
             grant = amount
             before = made.in_flight_bytes

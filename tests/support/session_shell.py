@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from distgrad.layout import Layout
-from distgrad_worker.headers import gradient_header
+from distgrad_worker.headers import Header
 from distgrad_worker.session import Session
 
 LAYOUT = Layout.of(np.zeros(4, np.float32))
@@ -43,8 +43,7 @@ class Shell:
         for _ in range(count):
             size = layout.gradient_bytes
             assert self.session.can_push(size, layout.fingerprint)
-            header = gradient_header("w", layout.fingerprint, None, None, 1, None)
-            self.session.push(header, [bytes(size)], size)
+            self.session.push(Header("w", layout.fingerprint, None), {}, [bytes(size)], size)
 
     def send(self) -> list[int]:
-        return [entry.header["number"] for entry in self.session.sendable(self.now)]
+        return [entry.number for entry in self.session.sendable(self.now)]

@@ -25,7 +25,7 @@ from distgrad.errors import (
 from distgrad.layout import Layout
 from distgrad_broker.events import Event, Reply, RequestReceived, SocketsDrained, WorkDue
 from distgrad_broker.members import LIVE
-from distgrad_worker.headers import gradient_header
+from distgrad_worker.headers import Header, checked_details
 from distgrad_worker.losses import MAX_TRIES
 from distgrad_worker.session import GREETING, OPEN, Session
 from support.simulated_broker import SMALL, Ledger, SimulatedBroker
@@ -103,8 +103,9 @@ class SimulatedWorker:
                 self.give_up()
             if can_push:
                 cursor = f"{self.uid}.{len(self.pushed)}"
-                header = gradient_header(session.worker_id, layout.fingerprint, session.state, None, 1, cursor)
-                number = session.push(header, encode(layout, arenas), layout.gradient_bytes)
+                header = Header(session.worker_id, layout.fingerprint, session.state)
+                details = checked_details(None, 1, cursor)
+                number = session.push(header, details, encode(layout, arenas), layout.gradient_bytes)
                 network.ledger[cursor] = (number, layout, arenas)
                 self.pushed.append(number)
                 self.waiting = None
@@ -113,7 +114,7 @@ class SimulatedWorker:
             session.reopened()
         if self.pipe is not None:
             for entry in session.sendable(network.now):
-                self.pipe.messages.append([wire.pack(entry.header), *(bytes(part) for part in entry.parts)])
+                self.pipe.messages.append([bytes(frame) for frame in entry.frames()])
         while session.problems:
             self.problems.append(session.problems.popleft())
 

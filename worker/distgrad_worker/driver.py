@@ -31,8 +31,6 @@ REFUSED_RETRY_S = 1.0
 # A request whose connection broke is asked again at once, or nearly: a peer that hangs up on everybody must not
 # make us spin.
 LOST_RETRY_S = 0.02
-# Below this a copy is cheaper than a frame object, and ZeroMQ would copy anyway.
-COPY_BELOW_BYTES = 64 * 1024
 
 _BROKEN = frozenset({Link.LOST, Link.REFUSED, Link.NO_KEYS})
 
@@ -120,12 +118,11 @@ class Driver:
             return
         try:
             for entry in session.sendable(time.monotonic()):
-                parts = entry.parts
-                if entry.charge < COPY_BELOW_BYTES and len(parts) == 1:
-                    raw.send(wire.pack(entry.header), zmq.SNDMORE)
-                    raw.send(parts[0])
+                frames = entry.frames()
+                if len(frames) == 1:
+                    raw.send(frames[0])
                 else:
-                    raw.send_multipart([wire.pack(entry.header), *parts], copy=False)
+                    raw.send_multipart(frames, copy=False)
         except zmq.Again:
             # A connection that was refused for good takes nothing; a new attempt makes a new one.
             session.connection_lost()

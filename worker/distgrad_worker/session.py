@@ -19,6 +19,7 @@ from typing import Any
 from distgrad.errors import DistgradError, Fenced, Forbidden, GradientRefused, HistoryLost, LayoutError
 from distgrad.layout import Layout
 from distgrad.wire import PROTOCOL_VERSION, State, charge
+from distgrad_worker.headers import Header
 from distgrad_worker.losses import Progress, cost_of_restart
 from distgrad_worker.window import Entry, Window
 
@@ -123,13 +124,15 @@ class Session:
         """Take back what `can_push` asked for: the push was given up."""
         self._want = 0
 
-    def push(self, header: dict[str, Any], parts: Sequence[Any], payload_bytes: int) -> int:
+    def push(self, header: Header, details: Mapping[str, Any], parts: Sequence[Any], payload_bytes: int) -> int:
         """Give a gradient its number, after `can_push` was true.
 
         Parameters
         ----------
-        header : dict
-            Its header, but for session, attempt and number.
+        header : Header
+            What its header shares with others.
+        details : mapping
+            From `checked_details`.
         parts : sequence of buffers
             Its payload, which nobody changes until it is settled.
         payload_bytes : int
@@ -140,7 +143,7 @@ class Session:
         int
             Its number.
         """
-        return self.window.add(header, parts, charge(payload_bytes)).number
+        return self.window.add(header, details, parts, charge(payload_bytes)).number
 
     def sendable(self, now: float) -> list[Entry]:
         """Take what is to be sent now.
@@ -153,7 +156,7 @@ class Session:
         Returns
         -------
         list of Entry
-            In order, with whole headers.
+            In order, addressed.
         """
         window = self.window
         if self.phase != OPEN or self.must_reopen or window.sent >= window.last:
@@ -163,8 +166,7 @@ class Session:
             progress.since = now
         entries = window.send(self._grant)
         for entry in entries:
-            header = entry.header
-            header["session"], header["attempt"] = self._session, self.attempt
+            entry.header.address(self._session, self.attempt)
         return entries
 
     def wait_for(self, number: int) -> None:

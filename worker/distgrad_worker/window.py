@@ -9,10 +9,11 @@ queue is in flight too, for the grant covers it. Nothing here knows a socket or 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distgrad.wire import MIN_CHARGE_BYTES
+from distgrad_worker.headers import Header
 
 # Enough that the broker always has the next gradient while it applies one; more would only make workers staler.
 DEFAULT_LIMIT_BYTES = 64 * 1024 * 1024
@@ -25,21 +26,36 @@ class Entry:
     ----------
     number : int
         Its number.
-    header : dict
-        The header; session and attempt are put in when it is sent.
+    header : Header
+        What its header shares with others.
+    details : mapping
+        From `checked_details`.
     parts : sequence of buffers
         The payload; not touched by anybody until it is settled.
     charge : int
         What it counts for in the grant, bytes.
     """
 
-    __slots__ = ("charge", "header", "number", "parts")
+    __slots__ = ("charge", "details", "header", "number", "parts")
 
-    def __init__(self, number: int, header: dict[str, Any], parts: Sequence[Any], charge: int) -> None:
+    def __init__(
+        self, number: int, header: Header, details: Mapping[str, Any], parts: Sequence[Any], charge: int
+    ) -> None:
         self.number = number
         self.header = header
+        self.details = details
         self.parts = parts
         self.charge = charge
+
+    def frames(self) -> list[Any]:
+        """Build the message; `Header.address` comes first.
+
+        Returns
+        -------
+        list of buffers
+            The header, and what is not in it.
+        """
+        return self.header.frames(self.number, self.details, self.parts)
 
 
 class Window:
@@ -118,13 +134,15 @@ class Window:
         limit = max(DEFAULT_LIMIT_BYTES, 2 * charge) if self.limit_bytes is None else self.limit_bytes
         return not self._entries or self.kept_bytes + charge <= limit
 
-    def add(self, header: dict[str, Any], parts: Sequence[Any], charge: int) -> Entry:
+    def add(self, header: Header, details: Mapping[str, Any], parts: Sequence[Any], charge: int) -> Entry:
         """Give a gradient the next number and keep it until it is settled.
 
         Parameters
         ----------
-        header : dict
-            Its header; the number is put in here.
+        header : Header
+            What its header shares with others.
+        details : mapping
+            From `checked_details`.
         parts : sequence of buffers
             Its payload.
         charge : int
@@ -136,8 +154,7 @@ class Window:
             Not sent yet.
         """
         self.last += 1
-        header["number"] = self.last
-        entry = Entry(self.last, header, parts, charge)
+        entry = Entry(self.last, header, details, parts, charge)
         self._entries.append(entry)
         self.kept_bytes += charge
         return entry
@@ -217,6 +234,6 @@ class Window:
             Of the present layout.
         """
         for entry in self._entries:
-            if entry.number > self.sent and entry.header["fingerprint"] != fingerprint:
+            if entry.number > self.sent and entry.header.fingerprint != fingerprint:
                 self.kept_bytes += MIN_CHARGE_BYTES - entry.charge
                 entry.parts, entry.charge = (), MIN_CHARGE_BYTES

@@ -15,7 +15,7 @@ from distgrad.nests import skeleton
 from distgrad.transfer import fetch, fetch_layout, payload
 from distgrad.wire import State
 from distgrad_worker.connection import Connection, flush_at_exit, new_session
-from distgrad_worker.headers import gradient_header
+from distgrad_worker.headers import Header, checked_details
 from distgrad_worker.session import OPEN
 from distgrad_worker.snapshot import Snapshot
 
@@ -86,6 +86,8 @@ class Worker:
         self._connection = Connection(self._session, address, ClientKeys.of(keys), timeout, gradients)
         self._lock = self._connection.lock
         self._last_state: State | None = None
+        # The last push's; the next one's is mostly the same.
+        self._header = Header(self._session.worker_id, 0, None)
         # Fingerprint and skeleton of what `initialize` was given.
         self._like: tuple[int | None, Any] = (None, None)
         # Weakly: the exit hook must not keep a worker alive that nobody uses any more.
@@ -279,7 +281,10 @@ class Worker:
             # The heartbeat that tells of new parameters may still be under way; the broker itself knows.
             layout = fetch_layout(self._connection.puller)
         base = self._last_state if base_version is None else self._state_of(base_version)
-        header = gradient_header(self._session.worker_id, layout.fingerprint, base, loss, examples, cursor)
+        header = self._header
+        if header.base is not base or header.fingerprint != layout.fingerprint:
+            header = self._header = Header(self._session.worker_id, layout.fingerprint, base)
+        details = checked_details(loss, examples, cursor)
         parts = encode(layout, layout.pack_gradient(gradients) if copy else lend(layout, gradients))
         size = layout.gradient_bytes
         session, driver = self._session, self._connection.driver
@@ -291,7 +296,7 @@ class Worker:
                     self._connection.wait(lambda: session.can_push(size, layout.fingerprint))
                 finally:
                     session.stop_wanting()
-            number = session.push(header, parts, size)
+            number = session.push(header, details, parts, size)
             driver.send_due()
             if driver.is_idle:
                 driver.wake()

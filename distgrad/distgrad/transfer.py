@@ -16,7 +16,7 @@ import numpy as np
 
 from distgrad import codec, wire
 from distgrad.client import ControlClient, Pending, Reply
-from distgrad.errors import MalformedMessage, SnapshotRevoked
+from distgrad.errors import BrokerRestarted, MalformedMessage, SnapshotRevoked
 from distgrad.layout import Layout, aligned_empty
 
 # A broker takes a snapshot back when it needs the memory: a reader that meets this again and again is too slow for
@@ -24,6 +24,8 @@ from distgrad.layout import Layout, aligned_empty
 MAX_TRIES = 5
 # Ranges under way at a time. On loopback three keep the link busy; where the round trip is long, more would help.
 RANGES_AHEAD = 3
+# How long one request waits for the outcome of another client's offer; the broker's own limit.
+_OFFER_WAIT_S = 5.0
 _REPLY_BYTES = wire.RANGE_PARTS * wire.PART_BYTES
 
 Array = np.ndarray[Any, Any]
@@ -155,6 +157,42 @@ def payload(nest: Any) -> tuple[Layout, list[Any]]:
     """
     layout = Layout.of(nest)
     return layout, [layout.to_frame(), *codec.encode(layout, layout.pack(nest), trained_only=False)]
+
+
+def offer(client: ControlClient, nest: Any) -> Layout:
+    """Offer the first parameters, and return when there are some: these, or those of another client.
+
+    Only who is asked to sends its parameters; a hundred workers would send a hundred models.
+
+    Parameters
+    ----------
+    client : ControlClient
+        Whom to ask.
+    nest : nest of arrays
+        As for `payload`.
+
+    Returns
+    -------
+    Layout
+        Of what was offered.
+
+    Raises
+    ------
+    LayoutError
+        If the parameters cannot be laid out.
+    DistgradError
+        As `ControlClient.request`.
+    """
+    layout, frames = payload(nest)
+    while True:
+        try:
+            reply = client.request("offer", bytes=layout.parameter_bytes, wait_s=_OFFER_WAIT_S).header
+            if reply["wanted"]:
+                client.request("set", frames=frames, mutating=True, if_absent=True)
+            if reply["wanted"] or reply["fingerprint"] is not None:
+                return layout
+        except BrokerRestarted:
+            continue  # the offer is right for the new broker too; who lost something is told of it elsewhere
 
 
 def _fetch_once(

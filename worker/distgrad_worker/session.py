@@ -129,10 +129,8 @@ class Session:
 
         Parameters
         ----------
-        header : Header
-            What its header shares with others.
-        details : mapping
-            From `checked_details`.
+        header, details : Header, mapping
+            What its header shares with others; from `checked_details`.
         parts : sequence of buffers
             Its payload, which nobody changes until it is settled.
         payload_bytes : int

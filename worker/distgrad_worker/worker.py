@@ -9,10 +9,10 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from distgrad.codec import encode, lend
-from distgrad.errors import BrokerRestarted, DistgradError, StateError
+from distgrad.errors import DistgradError, StateError
 from distgrad.keys import ClientKeys
 from distgrad.nests import skeleton
-from distgrad.transfer import fetch, fetch_layout, payload
+from distgrad.transfer import fetch, fetch_layout, offer
 from distgrad.wire import State
 from distgrad_worker.connection import Connection, flush_at_exit, new_session
 from distgrad_worker.headers import Header, checked_details
@@ -158,20 +158,7 @@ class Worker:
             If the broker does not answer in time.
         """
         self._connection.check()
-        layout, frames = payload(parameters)
-        while True:
-            try:
-                # Only who is asked to sends the parameters; a hundred workers would send a hundred models.
-                offer = self._connection.puller.request(
-                    "offer", bytes=layout.parameter_bytes, wait_s=_PULL_WAIT_S
-                ).header
-                if offer["wanted"]:
-                    self._connection.puller.request("set", frames=frames, mutating=True, if_absent=True)
-                if offer["wanted"] or offer["fingerprint"] is not None:
-                    break
-            except BrokerRestarted:
-                # The offer is right for the new broker too. The session tells of the restart, once, with what it lost.
-                continue
+        layout = offer(self._connection.puller, parameters)
         snapshot = self.pull()
         if snapshot.layout.fingerprint != layout.fingerprint:
             return snapshot

@@ -9,7 +9,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from distgrad.codec import encode, lend
-from distgrad.errors import DistgradError, StateError
+from distgrad.errors import DistgradError, NoParameters, StateError
 from distgrad.keys import ClientKeys
 from distgrad.nests import skeleton
 from distgrad.transfer import fetch, fetch_layout, offer
@@ -266,7 +266,11 @@ class Worker:
         layout = self._session.layout
         if layout is None:
             # The heartbeat that tells of new parameters may still be under way; the broker itself knows.
-            layout = fetch_layout(self._connection.puller)
+            try:
+                layout = fetch_layout(self._connection.puller)
+            except NoParameters:
+                self._connection.check()  # if it is a new broker that has none, that is the news
+                raise
         base = self._last_state if base_version is None else self._state_of(base_version)
         header = self._header
         if header.base is not base or header.fingerprint != layout.fingerprint:

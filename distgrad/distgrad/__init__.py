@@ -1,7 +1,7 @@
 """Many machines compute gradients; distgrad applies each exactly once to one set of parameters.
 
 This package holds what every side shares: the in-process class `DistributedGradients`, the update rules, the wire
-format, and the `Admin` client. The broker is in ``distgrad_broker``, the worker in ``distgrad_worker``.
+format, and the clients `Admin` and `Reader`. The broker is in ``distgrad_broker``, the worker in ``distgrad_worker``.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ if TYPE_CHECKING:
         UpdaterFailed,
     )
     from distgrad.in_process import DistributedGradients
+    from distgrad.reader import Reader
     from distgrad.rules import SGD, Adam, AdamW, Rule
 
-# Imported when first used: a worker needs neither rules nor Admin, and importing distgrad must stay cheap.
+# Imported when first used: a worker needs neither rules nor Admin nor Reader, and importing distgrad must stay cheap.
 _HOMES = {
     "distgrad.admin": ("Admin",),
     "distgrad.in_process": ("DistributedGradients",),
+    "distgrad.reader": ("Reader",),
     "distgrad.rules": ("SGD", "Adam", "AdamW", "Rule"),
     "distgrad.errors": (
         "AlreadyRunning",
@@ -103,6 +105,7 @@ __all__ = [
     "NoParameters",
     "PeerError",
     "QueueFull",
+    "Reader",
     "Rule",
     "SnapshotRevoked",
     "StateError",

@@ -22,6 +22,8 @@ from distgrad.admin import Admin
 from distgrad.command import exit_code
 from distgrad.errors import DistgradError, NoParameters
 from distgrad.log import escape
+from distgrad.reader import Reader
+from distgrad.snapshot import Snapshot
 
 
 class _AdminGroup(click.Group):
@@ -95,16 +97,25 @@ def clear(broker: Admin) -> None:
 
 @admin.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help=".safetensors or .npz")
-@click.pass_obj
-def get(broker: Admin, out: Path) -> None:
+@click.option("--follow", is_flag=True, help="Write each new version, until Ctrl-C; the file is always a whole one.")
+@click.option(
+    "--every", type=click.FloatRange(min=0), default=1.0, show_default=True,
+    help="Seconds between, with --follow, as long as there is news.",
+)  # fmt: skip
+@click.pass_context
+def get(ctx: click.Context, out: Path, follow: bool, every: float) -> None:
     """Write the parameters to a file."""
     parameter_files.check_suffix(out)
-    fetched = broker.fetch()
-    if fetched is None:
-        raise NoParameters("the broker has no parameters yet")
-    layout = fetched.layout
-    parameter_files.write(out, layout.nest(layout.views(fetched.arenas)))
-    click.echo(f"wrote {out}: version {fetched.state.version}, {_leaves(len(layout.leaves))}")
+    if not follow:
+        fetched = ctx.obj.fetch()
+        if fetched is None:
+            raise NoParameters("the broker has no parameters yet")
+        _write(out, Snapshot(*fetched))
+        return
+    assert ctx.parent is not None  # the group that was given address, keys and timeout
+    for snapshot in ctx.with_resource(Reader(**ctx.parent.params)).follow(reuse=True):
+        _write(out, snapshot)
+        time.sleep(every)
 
 
 @admin.command(name="set")
@@ -191,6 +202,11 @@ def _repeat(broker: Admin, every: float) -> Iterator[dict[str, Any]]:
     while True:
         yield broker.status()
         time.sleep(every)
+
+
+def _write(out: Path, snapshot: Snapshot) -> None:
+    parameter_files.write(out, snapshot.parameters)
+    click.echo(f"wrote {out}: version {snapshot.version}, {_leaves(len(snapshot.layout.leaves))}")
 
 
 def _setting(text: str) -> tuple[str, Any]:

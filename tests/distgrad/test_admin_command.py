@@ -122,6 +122,18 @@ def test_get_writes_a_file_and_says_which_version(shell: Shell, tmp_path: Path, 
     assert sorted(found) == ["b", "layer.w"]
 
 
+def test_get_can_follow_and_writes_every_new_version(shell: Shell, tmp_path: Path) -> None:
+    shell.fake.n_answers = 3
+
+    result = shell("get", "--out", str(tmp_path / "p.npz"), "--follow", "--every", "0")
+
+    assert result.output.count("version 12, 2 arrays") == 3
+    assert result.exit_code == 1
+    assert "that was the last answer" in result.output
+    assert [header["newer_than"] for header in shell.broker.headers] == [None, *[["one", 1, 12]] * 3]
+    np.testing.assert_array_equal(parameter_files.read(tmp_path / "p.npz")["layer.w"], [0, 1, 2])
+
+
 def test_get_into_an_unknown_kind_of_file_asks_the_broker_nothing(shell: Shell, tmp_path: Path) -> None:
     result = shell("get", "--out", str(tmp_path / "p.pt"))
 

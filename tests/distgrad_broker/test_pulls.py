@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distgrad.layout import Layout
-from distgrad_broker.versions import SERVED_PARTS
+from distgrad_broker.versions import MAX_BUFFERS, SERVED_PARTS
 from support.core_kit import LAYOUT, OTHER, Kit, frames_of
 
 # 20 parts of 1 MiB: more than one reply holds.
@@ -122,6 +122,37 @@ def test_a_large_model_is_read_in_ranges_of_one_version_while_updates_go_on() ->
     assert (parts, len(first.frames), len(frames)) == (20, SERVED_PARTS, 20)
     assert all(bytes(frame) == bytes(len(frame)) for frame in frames)
     assert kit.total == -LARGE.arenas[0].size
+
+
+def test_twenty_who_follow_a_large_model_hold_one_version_of_it_while_updates_go_on() -> None:
+    kit = Kit(LARGE)
+    kit.hello()
+    versions = kit.state.versions
+    wanted: dict[str, Any] = {"newer_than": ["one", 0, 0], "wait_s": 5.0, "have": LARGE.fingerprint}
+    pulls = [kit.send("get", client=b"reader %9d" % index, id=1, **wanted) for index in range(20)]
+    assert len(kit.state.pulls) == 20
+
+    kit.push(1, layout=LARGE)
+    kit.work()
+    begun = [kit.replies_to(pull)[0] for pull in pulls]
+    for number in range(2, 7):
+        kit.push(number, layout=LARGE)
+        kit.work()
+
+    held = {id(hold.storage) for hold in versions._holds.values()}
+    assert (len(versions._holds), len(held), versions.held, versions.version) == (20, 1, 1, 6)
+    assert len(held | {id(storage) for storage in (versions.holder.storage, *versions._spares)}) <= MAX_BUFFERS
+    for reply in begun:
+        assert reply.header["version"] == 1
+        first = len(reply.frames)
+        while first < reply.header["parts"]:
+            rest = kit.reply("range", token=reply.header["token"], first=first)
+            assert {float(np.frombuffer(part, np.float32)[0]) for part in rest.frames} == {-1.0}
+            first += len(rest.frames)
+    # As if ZeroMQ had sent it all.
+    kit.effects.clear()
+    del begun, reply, rest
+    assert (versions.held, versions.revoked) == (0, 0)
 
 
 def test_a_token_of_parameters_that_were_replaced_is_revoked() -> None:

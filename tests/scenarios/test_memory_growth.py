@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +14,8 @@ import numpy as np
 import pytest
 import zmq
 
-from distgrad import Admin
+from distgrad import Admin, wire
+from distgrad.client import ControlClient
 from distgrad_broker.versions import MAX_HELD
 from distgrad_worker import Worker
 from support.processes import Process
@@ -20,6 +23,16 @@ from support.processes import Process
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 MIB = 1 << 20
+# What the allocator and the replies under way may take.
+SLACK_BYTES = 12 * MIB
+FOLLOWING = """
+import sys
+from distgrad import Reader
+
+with Reader(sys.argv[1]) as reader:
+    for snapshot in reader.follow(reuse=True):
+        print("version", snapshot.version, flush=True)
+"""
 ANY_PORTS = ("--control", "tcp://127.0.0.1:0", "--gradients", "tcp://127.0.0.1:0")
 
 
@@ -112,3 +125,49 @@ def test_readers_that_freeze_stop_no_update_and_pin_no_more_than_the_pools_versi
     assert held <= MAX_HELD
     # Each reader may have one reply of 16 MiB under way; the rest is slack for the allocator.
     assert grown <= MAX_HELD * model + frozen * 16 * MIB + 24 * MIB
+
+
+def test_a_frozen_follower_and_a_reader_ten_times_too_slow_cost_one_more_version() -> None:
+    """A process is stopped while it follows; a reader gets through a version while more than ten are made."""
+    model = 24 * MIB
+    n_parts = model // wire.PART_BYTES
+    with ExitStack() as stack:
+        broker = stack.enter_context(Process("broker", *ANY_PORTS, "--queue-bytes", str(2 * model)))
+        address = address_of(broker)
+        worker = stack.enter_context(Worker(address))
+        admin = stack.enter_context(Admin(address))
+        slow = stack.enter_context(ControlClient(address))
+        worker.initialize({"w": np.zeros(model // 4, np.float32)})
+        ones = {"w": np.ones(model // 4, np.float32)}
+
+        def update(count: int) -> int:
+            for _ in range(count):
+                number = worker.push(ones)
+            worker.flush(timeout=60)
+            return number
+
+        update(10)
+        worker.pull()
+        before = resident_bytes(broker)
+
+        frozen = stack.enter_context(Process(address, program=(sys.executable, "-c", FOLLOWING)))
+        frozen.wait_for_line("^version 10$")
+        worker.push(ones)
+        os.kill(frozen.pid, signal.SIGSTOP)
+        held = []
+        for _ in range(2):
+            begun = slow.request("get", newer_than=None, wait_s=0.0, have=None)
+            parts = begun.frames[1:]
+            while len(parts) < n_parts:
+                last = update(3)
+                held.append(admin.status()["snapshots_held"])
+                parts += slow.request("range", token=begun.header["token"], first=len(parts)).frames
+            assert {float(np.frombuffer(part, np.float32)[0]) for part in parts} == {-float(begun.state.version)}
+            assert last - begun.state.version > 10
+        grown = resident_bytes(broker) - before
+
+        assert admin.status()["version"] == last
+        assert 1 <= max(held) <= MAX_HELD
+        assert grown <= model + SLACK_BYTES
+        os.kill(frozen.pid, signal.SIGCONT)
+        frozen.wait_for_line(f"^version {last}$")

@@ -13,9 +13,9 @@ import pytest
 
 from distgrad import Admin
 from distgrad.errors import BrokerUnreachable, ConfigError, ControlError, Fenced, NoParameters
+from distgrad.snapshot import Snapshot
 from distgrad_broker import Broker
 from distgrad_worker import Worker
-from distgrad_worker.snapshot import Snapshot
 from support.ports import free_port
 from support.processes import Process
 

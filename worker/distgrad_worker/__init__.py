@@ -1,6 +1,6 @@
 """What a training program imports to work for a broker: `Worker`, and the `Snapshot` that a pull brings."""
 
-from distgrad_worker.snapshot import Snapshot
+from distgrad.snapshot import Snapshot
 from distgrad_worker.worker import Worker
 
 __all__ = ["Snapshot", "Worker"]

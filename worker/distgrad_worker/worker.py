@@ -12,12 +12,12 @@ from distgrad.codec import encode, lend
 from distgrad.errors import DistgradError, NoParameters, StateError
 from distgrad.keys import ClientKeys
 from distgrad.nests import skeleton
+from distgrad.snapshot import Snapshot
 from distgrad.transfer import fetch, fetch_layout, offer
 from distgrad.wire import State
 from distgrad_worker.connection import Connection, flush_at_exit, new_session
 from distgrad_worker.headers import Header, checked_details
 from distgrad_worker.session import OPEN
-from distgrad_worker.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -1,4 +1,4 @@
-"""Tests of `distgrad_worker.snapshot`."""
+"""Tests of `distgrad.snapshot`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections import namedtuple
 import numpy as np
 
 from distgrad.layout import Layout
+from distgrad.snapshot import Snapshot
 from distgrad.wire import State
-from distgrad_worker.snapshot import Snapshot
 
 Pair = namedtuple("Pair", ["first", "second"])
 NEST = {"layers": [np.ones(3, np.float32), np.arange(4).reshape(2, 2)], "pair": Pair(np.zeros(1), np.ones(2))}

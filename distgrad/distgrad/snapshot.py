@@ -1,4 +1,4 @@
-"""What a pull brings: one version of the parameters, in the caller's own memory."""
+"""What a fetch brings its caller: one version of the parameters, in the caller's own memory."""
 
 from __future__ import annotations
 

@@ -45,7 +45,10 @@ def test_several_requests_on_one_socket_look_each_like_that_of_a_req() -> None:
             assert client.recv_multipart(copy=True) == [b"", answer]
 
 
-def test_several_requests_under_way_get_their_own_replies_in_whatever_order_they_come() -> None:
+def test_several_requests_under_way_get_their_own_replies_in_whatever_order_they_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_module, "FIRST_RETRY_S", 1000.0)
     held: list[Request] = []
 
     def answer_backwards(request: Request) -> None:
@@ -73,7 +76,9 @@ def test_only_what_is_unanswered_is_repeated() -> None:
 
         assert [client.receive(one).header["op"] for one in pending] == ["status", "workers", "get"]
 
-    assert [header["id"] for header in broker.headers] == [1, 2, 3, 1, 3]
+    ids = [header["id"] for header in broker.headers]
+    assert ids[:5] == [1, 2, 3, 1, 3]
+    assert 2 not in ids[5:]
 
 
 def test_what_was_under_way_on_a_connection_that_was_cut_is_repeated_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,20 +113,21 @@ def test_what_an_exception_leaves_unanswered_is_given_up() -> None:
     held: list[Request] = []
 
     def answer_all(request: Request) -> None:
+        # What was sent over the former connection may be read after what comes over this one.
+        if request.op != "status":
+            held.append(request)
+            return
         for former in held:
             former.answer(op="late")
         echo(request)
 
-    script = in_turn(held.append, held.append, answer_all)
-    with ScriptedBroker(script) as broker, ControlClient(broker.address) as client:
+    with ScriptedBroker(answer_all) as broker, ControlClient(broker.address) as client:
         with suppress(KeyboardInterrupt), client.conversation():
             client.send("get")
             client.send("workers")
             raise KeyboardInterrupt
 
         assert client.request("status").header["op"] == "status"
-
-    assert broker.ops[-1] == "status"
 
 
 def test_a_request_is_not_repeated_while_replies_before_it_are_coming() -> None:

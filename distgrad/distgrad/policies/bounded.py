@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from distgrad.errors import ConfigError
 from distgrad.policies.policy import APPLY, Decision, Offered, Policy, Situation
+from distgrad.policies.ranges import check_whole
 
 
 class Bounded(Policy):
@@ -30,13 +30,12 @@ class Bounded(Policy):
     gates_pulls = True
 
     def __init__(self, bound: int = 4) -> None:
-        if bound < 1:
-            raise ConfigError(f"bound must be at least 1, got {bound}: with 0 nobody could take a step")
+        check_whole("bound", bound, 1, "with 0 nobody could take a step")
         self._bound = bound
-        # Of the workers that take part. A worker's numbers and its clock differ by a constant, so that a gradient
-        # which is offered once more does not count twice.
+        # Of the workers that take part: the clock, and the last number that moved it, so that a gradient which is
+        # offered once more does not count twice. Numbers that were cleared or refused before do not count at all.
         self._clocks: dict[str, int] = {}
-        self._offsets: dict[str, int] = {}
+        self._counted: dict[str, int] = {}
         # The smallest clock, or None if it has to be looked for.
         self._slowest: int | None = None
 
@@ -45,13 +44,11 @@ class Bounded(Policy):
         worker = gradient.worker
         former = self._clocks.get(worker)
         # A gradient of a worker that is gone may still be in the queue: it moves nobody's clock.
-        if former is not None:
-            offset = self._offsets.setdefault(worker, former - gradient.number + 1)
-            clock = gradient.number + offset
-            if clock > former:
-                self._clocks[worker] = clock
-                if former == self._slowest:
-                    self._slowest = None
+        if former is not None and gradient.number > self._counted.get(worker, 0):
+            self._counted[worker] = gradient.number
+            self._clocks[worker] = former + 1
+            if former == self._slowest:
+                self._slowest = None
         return APPLY
 
     def may_pull(self, worker: str, situation: Situation) -> bool:
@@ -72,7 +69,7 @@ class Bounded(Policy):
     def departed(self, worker: str, *, left: bool) -> None:
         """Wait for the worker no more; see `Policy.departed`."""
         self._clocks.pop(worker, None)
-        self._offsets.pop(worker, None)
+        self._counted.pop(worker, None)
         self._slowest = None
 
     def waits_for(self, situation: Situation) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from distgrad.errors import ConfigError
 from distgrad.policies.policy import HOLD, Decision, Offered, Policy, Situation
+from distgrad.policies.ranges import check_seconds, check_whole
 
 
 class Buffered(Policy):
@@ -32,10 +32,8 @@ class Buffered(Policy):
     holds = True
 
     def __init__(self, buffer_size: int = 10, grace: float = 1.0) -> None:
-        if buffer_size < 1:
-            raise ConfigError(f"buffer_size must be at least 1, got {buffer_size}")
-        if not 0 <= grace < float("inf"):
-            raise ConfigError(f"grace must be at least 0 seconds, got {grace}")
+        check_whole("buffer_size", buffer_size, 1)
+        check_seconds("grace", grace)
         self._size = buffer_size
         self._grace = grace
         self._held: list[Offered] = []

@@ -37,7 +37,8 @@ def names() -> list[str]:
     list of str
         The built-in ones first.
     """
-    return [*_BUILT_IN, *sorted(point.name for point in importlib.metadata.entry_points(group=GROUP))]
+    others = {point.name for point in importlib.metadata.entry_points(group=GROUP)}
+    return [*_BUILT_IN, *sorted(others - _BUILT_IN.keys())]
 
 
 def build(name: str, settings: Mapping[str, Any] | None = None) -> Policy:
@@ -78,16 +79,22 @@ def _find(name: str) -> Callable[..., Policy]:
     if name in _BUILT_IN:
         return _BUILT_IN[name]
     for point in importlib.metadata.entry_points(group=GROUP, name=name):
-        factory: Callable[..., Policy] = point.load()
+        try:
+            factory: Callable[..., Policy] = point.load()
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"policy {name!r} ({point.value}) cannot be loaded: {error}") from error
         return factory
     raise ConfigError(f"policy must be one of {', '.join(names())}, got {name!r}")
 
 
 def _made(factory: Callable[..., Policy], settings: dict[str, Any]) -> Policy:
     try:
-        return factory(**settings)
+        policy: object = factory(**settings)
     except TypeError as error:
         raise ConfigError(f"settings {settings} do not fit: {error}") from error
+    if not isinstance(policy, Policy):
+        raise ConfigError(f"{factory!r} must make a distgrad.policies.Policy, got {type(policy).__name__}")
+    return policy
 
 
 def _parameters(factory: Callable[..., Policy]) -> list[str]:

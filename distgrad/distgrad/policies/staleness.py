@@ -7,6 +7,7 @@ from typing import Any
 
 from distgrad.errors import ConfigError
 from distgrad.policies.policy import SUPERSEDE, Action, Decision, Offered, Policy, Situation
+from distgrad.policies.ranges import check_whole
 
 SCALINGS = ("none", "inverse", "sqrt")
 
@@ -42,8 +43,8 @@ class Staleness(Policy):
         staleness_scaling: str = "none",
         staleness_decay: float | None = None,
     ) -> None:
-        if max_staleness is not None and max_staleness < 0:
-            raise ConfigError(f"max_staleness must be at least 0, got {max_staleness}")
+        if max_staleness is not None:
+            check_whole("max_staleness", max_staleness, 0)
         if staleness_scaling not in SCALINGS:
             raise ConfigError(f"staleness_scaling must be one of {', '.join(SCALINGS)}, got {staleness_scaling!r}")
         if staleness_decay is not None and not 0 < staleness_decay <= 1:

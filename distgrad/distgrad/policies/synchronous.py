@@ -6,6 +6,7 @@ from typing import Any
 
 from distgrad.errors import ConfigError
 from distgrad.policies.policy import HOLD, SUPERSEDE, Action, Decision, Offered, Policy, Situation
+from distgrad.policies.ranges import check_seconds, check_whole
 
 
 class Synchronous(Policy):
@@ -40,12 +41,12 @@ class Synchronous(Policy):
 
     def __init__(self, quorum: int | None = None, grace: float | None = None, workers: int | None = None) -> None:
         for setting, value in (("quorum", quorum), ("workers", workers)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{setting} must be at least 1, got {value}")
-        if grace is not None and quorum is None:
-            raise ConfigError("grace is the time after the quorum; give quorum as well")
-        if grace is not None and not 0 <= grace < float("inf"):
-            raise ConfigError(f"grace must be at least 0 seconds, got {grace}")
+            if value is not None:
+                check_whole(setting, value, 1)
+        if grace is not None:
+            if quorum is None:
+                raise ConfigError("grace is the time after the quorum; give quorum as well")
+            check_seconds("grace", grace)
         if quorum is not None and workers is not None and quorum > workers:
             raise ConfigError(f"quorum must be at most workers, {workers}, got {quorum}")
         self._quorum = quorum
@@ -68,7 +69,6 @@ class Synchronous(Policy):
                     f"the set is fixed to {self._workers} worker(s), which are there: start it under the id of one of "
                     "them, or raise --workers",
                 )
-            self._members.add(worker)
         if gradient.base is None:
             return self._refusal("no_base", "sync must know the step: pull first, or push with base_version")
         if staleness is None or staleness > 0:
@@ -79,6 +79,8 @@ class Synchronous(Policy):
             )
         if self._expected is None:
             self._expected = set(situation.live)
+        if self._workers is not None:
+            self._members.add(worker)  # only now: a script that fails at once must not keep a place
         self._spent.discard(worker)
         self._held[worker] = gradient
         return HOLD
@@ -86,10 +88,8 @@ class Synchronous(Policy):
     def complete(self, situation: Situation) -> list[Offered] | None:
         """Give out the step when all, or enough, have taken part; see `Policy.complete`."""
         if not self._held:
-            if self._spent and not self._missing(situation):
-                self._spent.clear()  # nobody has anything left to give: they may all try again
             return None
-        if self._missing(situation):
+        if self._missing():
             if self._quorum is None or len(self._held) < self._quorum:
                 return None
             if self._grace is not None:
@@ -99,7 +99,7 @@ class Synchronous(Policy):
                     return None
         step = [self._held[worker] for worker in sorted(self._held)]
         self.reset()
-        self._expected = set(situation.live)
+        self._expected = set(situation.live) or None
         return step
 
     def withdrawn(self, gradient: Offered) -> None:
@@ -107,6 +107,9 @@ class Synchronous(Policy):
         if self._held.get(gradient.worker) is gradient:
             del self._held[gradient.worker]
             self._spent.add(gradient.worker)
+            if self._quorum is None or len(self._held) < self._quorum:
+                self._closes_at = None
+            self._begin_anew_if_void()
 
     def reset(self) -> None:
         """Begin the step anew; see `Policy.reset`."""
@@ -119,11 +122,12 @@ class Synchronous(Policy):
 
     def departed(self, worker: str, *, left: bool) -> None:
         """Expect the worker no more, if the set is elastic or it said goodbye; see `Policy.departed`."""
-        self._spent.discard(worker)
         if self._expected is not None:
             self._expected.discard(worker)
         if left:
             self._members.discard(worker)
+            self._spent.discard(worker)
+        self._begin_anew_if_void()
 
     def next_deadline(self) -> float | None:
         """Tell when grace ends; see `Policy.next_deadline`."""
@@ -142,18 +146,20 @@ class Synchronous(Policy):
 
     def waits_for(self, situation: Situation) -> list[str]:
         """Name who is missing in the open step; see `Policy.waits_for`."""
-        return self._missing(situation) if self._held or self._workers is not None else []
+        return self._missing() if self._held or self._workers is not None else []
 
     def settings(self) -> dict[str, Any]:
         """Give the settings in force; see `Policy.settings`."""
         return {"quorum": self._quorum, "grace": self._grace, "workers": self._workers}
 
-    def _missing(self, situation: Situation) -> list[str]:
+    def _begin_anew_if_void(self) -> None:
+        """Let everybody take part again if nobody is left who could: a step of nothing has no version after it."""
+        if not self._held and not self._missing():
+            self.reset()
+
+    def _missing(self) -> list[str]:
         """List whom the open step lacks."""
-        if self._workers is None:
-            expected = (self._expected or set()) & set(situation.live)
-        else:
-            expected = self._members
+        expected = (self._expected or set()) if self._workers is None else self._members
         missing = sorted(expected - self._held.keys() - self._spent)
         if self._workers is not None and len(self._members) < self._workers:
             missing.append(f"{self._workers - len(self._members)} more worker(s)")

@@ -62,13 +62,12 @@ class Synchronous(Policy):
     def offer(self, gradient: Offered, staleness: int | None, situation: Situation) -> Decision:
         """Hold a gradient of the open step; see `Policy.offer`."""
         worker = gradient.worker
-        if self._workers is not None and worker not in self._members:
-            if len(self._members) >= self._workers:
-                return self._refusal(
-                    "not_a_member",
-                    f"the set is fixed to {self._workers} worker(s), which are there: start it under the id of one of "
-                    "them, or raise --workers",
-                )
+        if self._workers is not None and worker not in self._members and len(self._members) >= self._workers:
+            return self._refusal(
+                "not_a_member",
+                f"the set is fixed to {self._workers} worker(s), which are there: start it under the id of one of "
+                "them, or raise --workers",
+            )
         if gradient.base is None:
             return self._refusal("no_base", "sync must know the step: pull first, or push with base_version")
         if staleness is None or staleness > 0:

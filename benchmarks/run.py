@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import bench_memory, bench_pull, bench_push_large, bench_push_small, harness
+from benchmarks import bench_memory, bench_pull, bench_push_large, bench_push_small, bench_readers, harness
 
 BENCHMARKS = {
     "push_large": bench_push_large.measure,
     "push_small": bench_push_small.measure,
     "pull": bench_pull.measure,
     "memory": bench_memory.measure,
+    "readers": bench_readers.measure,
 }
 
 

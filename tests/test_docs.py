@@ -11,15 +11,20 @@ import tomllib
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file
 
 from distgrad.config import fields
 from distgrad.quantities import parse_seconds
+from distgrad_broker import Broker
 from distgrad_broker.config import BrokerConfig
+from distgrad_worker import Worker
+from support.key_folders import make_key_folder
 from support.processes import Process, run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,7 +169,7 @@ def section(title: str) -> list[tuple[str, str]]:
 
 
 def test_the_readme_has_no_example_that_is_not_run() -> None:
-    run_here = section("In one process") + section("On many machines")
+    run_here = section("In one process") + section("On many machines") + section("Following along")
     others = [block for block in fenced(README) if block not in run_here]
 
     assert others == [("sh", "make demo\n"), ("sh", 'pip install ".[fast]"\n')], "those two have tests of their own"
@@ -213,6 +218,32 @@ def test_the_readmes_example_on_many_machines_learns(tmp_path: Path) -> None:
     learned = load_file(boss / "model.safetensors")
     assert [*learned["w"], *learned["b"]] == pytest.approx([2.0, -1.0, 0.5], abs=0.2)
     assert "version 500" in printed, "two processes pushed 250 gradients each"
+
+
+def test_the_readmes_example_that_follows_sees_new_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [(_, code)] = section("Following along")
+    keys = make_key_folder(tmp_path)
+    shutil.copy(keys.read, tmp_path / "evaluator.key")
+    monkeypatch.chdir(tmp_path)
+    seen: list[float] = []
+
+    with (
+        Broker(parameters={"w": np.zeros(1)}, keys=keys.folder) as broker,
+        Worker(broker.address, keys=keys.worker) as worker,
+    ):
+
+        def evaluate(parameters: dict[str, np.ndarray[Any, Any]]) -> float:
+            """Answer each version with an update, and end the loop at the third."""
+            seen.append(float(parameters["w"][0]))
+            if len(seen) == 3:
+                names["reader"].close()
+            worker.push({"w": np.ones(1)})
+            return seen[-1]
+
+        names: dict[str, Any] = {"evaluate": evaluate}
+        exec(compile(code.replace('"boss"', repr(broker.address)), "README.md", "exec"), names)
+
+    assert seen == [0.0, -1.0, -2.0]
 
 
 # Configuration

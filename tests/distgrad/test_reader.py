@@ -9,12 +9,13 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from distgrad import Admin, Reader
+from distgrad import Admin, Reader, transfer
 from distgrad.errors import (
     BrokerUnreachable,
     ConfigError,
@@ -206,15 +207,24 @@ def test_snapshots_have_arrays_of_their_own(reader: Reader, update: Callable[[in
     assert (value_of(first), value_of(second)) == (0, -1)
 
 
-def test_a_snapshot_that_its_owner_dropped_is_not_kept(reader: Reader, update: Callable[[int], None]) -> None:
+def test_a_snapshot_that_its_owner_dropped_is_gone_before_the_next_is_fetched(
+    reader: Reader, update: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Otherwise a large model would be in memory once more, beside the version that is on its way."""
     versions = reader.follow()
     dropped = weakref.ref(next(versions).arenas[0])
     update(1)
-    next(versions)
-    gc.collect()
+    found: list[object] = []
 
-    assert dropped() is None
+    def fetch(*args: Any, **keys: Any) -> transfer.Fetched | None:
+        gc.collect()
+        found.append(dropped())
+        return transfer.fetch(*args, **keys)
+
+    monkeypatch.setattr("distgrad.reader.transfer", SimpleNamespace(fetch=fetch))
+    next(versions)
+
+    assert found == [None]
 
 
 def test_reuse_writes_each_version_over_the_former_one(reader: Reader, update: Callable[[int], None]) -> None:

@@ -70,3 +70,14 @@ def test_a_run_under_a_bound_keeps_it_and_never_stops(data: st.DataObject, bound
         slowest = min(done[other] for other in world.live)
         assert all(done[other] - slowest <= bound for other in world.live)
         assert any(world.may(other) for other in world.live)
+
+
+def test_numbers_that_were_cleared_do_not_move_the_clock() -> None:
+    world = World(Bounded(2), "a", "b")
+    world.push("a")
+    world.numbers["a"] += 50  # queued while the updater was stopped, and cleared
+
+    world.push("a")
+    world.push("b")
+
+    assert world.may("a"), "it is one ahead, not fifty"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 
@@ -118,3 +119,27 @@ def test_the_interface_itself_has_no_opinion() -> None:
     assert world.policy.offer(Gradient("a"), 5, world.situation) == APPLY
     assert world.may("a")
     assert (world.policy.next_deadline(), world.policy.must_hold(9), world.waits_for()) == (None, 1, ())
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("their_policies:Nothing", r"policy 'theirs' \(their_policies:Nothing\) cannot be loaded: .*Nothing"),
+        ("no_such_module:Policy", "cannot be loaded: No module named 'no_such_module'"),
+        ("their_policies:lie", r"must make a distgrad.policies.Policy, got str"),
+    ],
+)
+def test_an_installed_policy_that_does_not_work_is_refused_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str, message: str
+) -> None:
+    folder = tmp_path / "theirs-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text(f"[distgrad.policies]\ntheirs = {entry}\nasync = {entry}\n")
+    (tmp_path / "their_policies.py").write_text("def lie():\n    return 'a policy'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(ConfigError, match=message):
+        build("theirs")
+    assert build("async").is_immediate, "a built-in name cannot be taken"
+    assert names() == ["async", "sync", "bounded", "buffered", "theirs"]

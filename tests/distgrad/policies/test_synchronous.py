@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distgrad.policies import (
-    Action,
-    Synchronous,
-)
-from support.policy_world import Gradient, World
+from distgrad.policies import SUPERSEDE, Action, Synchronous
+from support.policy_world import Accounts, Gradient, World
 
 
 def test_a_step_is_one_gradient_of_each_live_worker_in_the_order_of_their_ids() -> None:
@@ -201,3 +199,72 @@ def test_an_elastic_step_never_hangs_whoever_dies_or_joins(
         late = {worker for step in world.steps[before:] for worker in step}
         assert quorum is not None or world.live <= late
     assert all(step == sorted(set(step)) for step in world.steps)
+
+
+def test_a_quorum_that_is_broken_by_a_withdrawal_has_no_deadline_and_its_grace_begins_anew() -> None:
+    world = Accounts(Synchronous(quorum=2, grace=5.0), "a", "b", "c")
+    world.pull_and_push("a")
+    world.pull_and_push("b")
+    world.wait(1.0)
+
+    world.withdraw(world.held[1])
+
+    assert world.policy.next_deadline() is None, "whoever waits for it would spin when it has passed"
+    world.wait(9.0)
+    world.pull_and_push("b")
+    assert (world.steps, world.policy.next_deadline()) == ([], 15.0)
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+def test_when_all_were_bad_a_step_waits_for_all_of_them_again(workers: int | None) -> None:
+    world = Accounts(Synchronous(workers=workers), "a", "b")
+    for worker in "ab":
+        world.pull(worker)
+        world.push_pulled(worker, is_bad=True)
+
+    world.pull_and_push("a")
+    assert (world.steps, world.waits_for()) == ([], ["b"])
+    world.pull_and_push("b")
+
+    assert world.steps == [["a", "b"]]
+
+
+def test_a_step_that_is_opened_when_everybody_has_gone_is_of_those_who_come() -> None:
+    for holds in (True, False):
+        world = Accounts(Synchronous(), "a", "b")
+        if holds:
+            world.pull_and_push("a")
+        world.depart("a")
+        world.depart("b")
+        world.join("c")
+        world.join("d")
+        world.pull_and_push("c")
+
+        assert world.steps == ([["a"]] if holds else [])
+        assert world.waits_for() == ["d"]
+
+
+def test_only_a_gradient_that_is_held_makes_a_member() -> None:
+    world = Accounts(Synchronous(workers=2), "a", "b", "c")
+    assert world.push_pulled("c").reason == "no_base"
+    world.pull("c")
+    world.replace()
+    assert world.push_pulled("c") is SUPERSEDE
+
+    for worker in "ab":
+        world.pull_and_push(worker)
+
+    assert world.steps == [["a", "b"]]
+
+
+def test_a_member_that_gave_a_bad_gradient_and_died_is_not_waited_for() -> None:
+    world = Accounts(Synchronous(workers=2), "a", "b")
+    for worker in "ab":
+        world.pull_and_push(worker)
+    world.pull("a")
+    world.push_pulled("a", is_bad=True)
+    world.depart("a")
+
+    world.pull_and_push("b")
+
+    assert world.steps == [["a", "b"], ["b"]]

@@ -161,6 +161,24 @@ class Connection:
         if session.ended is not None:
             raise session.ended
 
+    def catch_up(self) -> None:
+        """Let the lease hear of a new broker that a pull has met before it, and raise what that has cost.
+
+        Raises
+        ------
+        DistgradError
+            As `check`; `BrokerRestarted` if something was lost.
+        BrokerUnreachable
+            If the broker does not answer the lease in time.
+        """
+        session = self.session
+        with self.lock:
+            known = session.state.incarnation if session.state is not None else None
+            if known != self.puller.incarnation:
+                self.driver.wake()
+                self.wait(lambda: session.state is not None and session.state.incarnation != known)
+        self.check()
+
     @property
     def must_initialize(self) -> bool:
         """Whether a new broker waits for parameters, which nobody offers before the user is told of it."""

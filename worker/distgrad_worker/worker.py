@@ -269,7 +269,7 @@ class Worker:
             try:
                 layout = fetch_layout(self._connection.puller)
             except NoParameters:
-                self._connection.check()  # if it is a new broker that has none, that is the news
+                self._connection.catch_up()  # a new broker has none, and that is the news
                 raise
         base = self._last_state if base_version is None else self._state_of(base_version)
         header = self._header
@@ -366,15 +366,19 @@ class Worker:
         self._connection.shut(leaves=leaves)
 
     def _fetch(self, since: State | None, wait_s: float, out: Snapshot | None) -> Snapshot | None:
-        fetched = fetch(
-            self._connection.puller,
-            newer_than=since,
-            wait_s=wait_s,
-            have=self._session.layout if out is None else out.layout,
-            out_arenas=None if out is None else out.arenas,
-            worker=self._session.worker_id,
-            pushed=self._session.window.last,
-        )
+        try:
+            fetched = fetch(
+                self._connection.puller,
+                newer_than=since,
+                wait_s=wait_s,
+                have=self._session.layout if out is None else out.layout,
+                out_arenas=None if out is None else out.arenas,
+                worker=self._session.worker_id,
+                pushed=self._session.window.last,
+            )
+        except NoParameters:
+            self._connection.catch_up()
+            raise
         if fetched is None:
             return None
         with self._lock:

@@ -49,7 +49,8 @@ def build(name: str, settings: Mapping[str, Any] | None = None) -> Policy:
     name : str
         One of `names`.
     settings : mapping, optional
-        Those of the policy itself, and of `Bounded` and `Staleness`, which can be combined with each.
+        Those of the policy itself, and of `Bounded` and `Staleness`, which can be combined with each (but ``sync`` with
+        no bound).
 
     Returns
     -------
@@ -62,6 +63,9 @@ def build(name: str, settings: Mapping[str, Any] | None = None) -> Policy:
         If the name is not known, a setting belongs to no part, or a value is out of range.
     """
     rest = dict(settings or {})
+    if name == Synchronous.name and "bound" in rest:
+        # The step waits for the slowest, who waits for the step: with both, who is too far ahead for a pull stops all.
+        raise ConfigError("bound does not go with sync, whose steps wait for the slowest already; leave it out")
     links: list[Policy] = []
     for link in _LINKS:
         given = {key: rest.pop(key) for key in _parameters(link) if key in rest}

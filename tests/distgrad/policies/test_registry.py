@@ -74,7 +74,7 @@ def test_every_built_in_policy_is_made_by_its_name_and_copies(name: str) -> None
     assert build(name, {k: v for k, v in policy.settings().items() if v is not None}).settings() == policy.settings()
 
 
-def test_staleness_and_bound_combine_with_every_policy() -> None:
+def test_staleness_and_bound_combine_with_other_policies() -> None:
     policy = build("buffered", {"buffer_size": 4, "bound": 2, "staleness_scaling": "sqrt"})
 
     assert policy.settings() == {
@@ -95,6 +95,7 @@ def test_staleness_and_bound_combine_with_every_policy() -> None:
         ("async", {"quorum": 3}, "quorum belongs to sync"),
         ("sync", {"buffer_size": 3}, "buffer_size belongs to buffered"),
         ("bounded", {"bound": 0}, "bound must be at least 1"),
+        ("sync", {"bound": 2}, "bound does not go with sync"),
         ("sync", {"quorum": 5, "workers": 4}, "quorum must be at most workers, 4"),
         ("sync", {"grace": 1.0}, "give quorum as well"),
         ("buffered", {"buffer_size": 0}, "at least 1"),

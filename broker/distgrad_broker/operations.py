@@ -17,7 +17,7 @@ from distgrad.layout import Layout
 from distgrad.wire import MAX_FRAME_BYTES, MAX_ID_CHARACTERS, field
 from distgrad_broker import membership, offers, policy_change, pulls, settling, updates
 from distgrad_broker.events import RequestReceived, SaveEnded, SaveParameters, Shutdown
-from distgrad_broker.members import LEFT, Member
+from distgrad_broker.members import LEFT, LIVE, Member
 from distgrad_broker.report import describe, policy_settings
 from distgrad_broker.requests import ADMIN, ANY, READ, WORKER, RequestError
 from distgrad_broker.state import CoreState, Waiter
@@ -355,6 +355,8 @@ def _adopt(state: CoreState, member: Member, settled: int, now: float) -> None:
         updates.drop_queued(state, member)
         member.accepted = member.settled = settled
         member.adopted = True
+        if member.state == LIVE:
+            state.policy.joined(member.worker, state.situation(now))  # its numbers mean something else now
 
 
 def _member_of(state: CoreState, request: RequestReceived) -> Member:

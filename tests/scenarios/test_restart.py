@@ -120,6 +120,28 @@ def test_brokers_killed_in_mid_run_lose_what_they_say_and_nothing_else() -> None
     assert parameters["w"].tolist() == [lost - n_gradients] * 100
 
 
+def test_a_push_that_meets_a_new_broker_before_the_lease_does_tells_of_the_restart() -> None:
+    with ports() as at:
+        command = ("broker", "--control", at["control"], "--gradients", at["gradients"])
+        process = Process(*command)
+        process.wait_for_line("control=")
+        worker = Worker(at["control"], worker_id="w", timeout=60)
+        worker.initialize(ZEROS)
+        worker.push(ONES)
+        worker.flush(timeout=60)
+
+        with worker._lock:  # the lease hears of nothing until the push itself waits for it
+            process.close()
+            process = Process(*command)
+            process.wait_for_line("control=")
+            worker._session.layout = None
+            with pytest.raises(BrokerRestarted):
+                worker.push(ONES)
+
+        worker.close(timeout=60)
+        process.close()
+
+
 def test_a_pull_that_waits_survives_a_restart_and_sees_the_new_broker() -> None:
     with ports() as at:
         with Broker(parameters=ZEROS, **at), Admin(at["control"]) as admin:

@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from distgrad import addresses
@@ -168,15 +169,15 @@ class Connection:
         ------
         DistgradError
             As `check`; `BrokerRestarted` if something was lost.
-        BrokerUnreachable
-            If the broker does not answer the lease in time.
         """
         session = self.session
         with self.lock:
             known = session.state.incarnation if session.state is not None else None
             if known != self.puller.incarnation:
                 self.driver.wake()
-                self.wait(lambda: session.state is not None and session.state.incarnation != known)
+                # Not for ever: the broker that the pull has met may be gone again.
+                with suppress(TimeoutError):
+                    self.wait(lambda: session.state is not None and session.state.incarnation != known, self._timeout)
         self.check()
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from distgrad import policies
+from distgrad.errors import ConfigError
 from distgrad.policies import Policy, Weighing
 from distgrad_broker import pulls
 from distgrad_broker.config import POLICY_SETTINGS
@@ -44,8 +45,10 @@ def prepare(state: CoreState, settings: dict[str, Any]) -> PolicyChange | None:
         ``too_large`` if the policy must hold more than the queue's budget.
     """
     name = settings.pop("policy", None)
-    own = dict(settings.pop("policy_settings", None) or {})
-    own |= {key: settings.pop(key) for key in POLICY_SETTINGS if key in settings}
+    own = settings.pop("policy_settings", None) or {}
+    if not isinstance(own, dict):
+        raise ConfigError(f"policy_settings must be a map of names to values, got {own!r:.40}")
+    own = own | {key: settings.pop(key) for key in POLICY_SETTINGS if key in settings}
     combining = {key: settings.pop(key) for key in _WEIGHING_SETTINGS if key in settings}
     if name is None and not own and not combining:
         return None

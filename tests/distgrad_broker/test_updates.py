@@ -277,6 +277,7 @@ def test_a_policy_that_must_hold_more_than_the_budget_is_refused_at_configure() 
         ({"policy": "bounded", "bound": 0}, "at least 1"),
         ({"quorum": 2}, "belongs to sync"),
         ({"reduction": "median"}, "mean, sum"),
+        ({"policy_settings": "ab"}, "must be a map"),
         ({"policy": "sync", "lr": 0.1}, "no optimizer"),
     ],
 )

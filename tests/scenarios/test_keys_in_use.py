@@ -33,9 +33,6 @@ class Guarded(NamedTuple):
             assert time.monotonic() < deadline, status
         return status
 
-    def wait_until_rejected(self, reason: str) -> None:
-        self.status_when(lambda status: status["rejected"].get(reason, 0) > 0)
-
     def ask(self, key: Path, op: str, mutating: bool = False, **keys: Any) -> None:
         with ControlClient(self.broker.address, key, timeout=20) as client:
             client.request(op, mutating=mutating, **keys)

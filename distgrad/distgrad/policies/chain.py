@@ -45,7 +45,6 @@ class Chain(Policy):
         self.name = name or self._last.name
         self.is_immediate = all(link.is_immediate for link in links)
         self.gates_pulls = any(link.gates_pulls for link in links)
-        self.needs_workers = any(link.needs_workers for link in links)
         self.holds = self._last.holds
 
     def offer(self, gradient: Offered, staleness: int | None, situation: Situation) -> Decision:

@@ -122,8 +122,6 @@ class Policy:
         Whether `offer` would apply every gradient at once with a factor of 1: then it need not be called.
     gates_pulls : bool
         Whether `may_pull` may be False.
-    needs_workers : bool
-        Whether it means nothing without workers that have ids, as within one process.
     holds : bool
         Whether `offer` may hold a gradient.
     """
@@ -131,7 +129,6 @@ class Policy:
     name = "policy"
     is_immediate = False
     gates_pulls = False
-    needs_workers = False
     holds = False
 
     def offer(self, gradient: Offered, staleness: int | None, situation: Situation) -> Decision:

@@ -94,7 +94,7 @@ def _find(name: str) -> Callable[..., Policy]:
 def _made(factory: Callable[..., Policy], settings: dict[str, Any]) -> Policy:
     try:
         policy: object = factory(**settings)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"settings {settings} do not fit: {error}") from error
     if not isinstance(policy, Policy):
         raise ConfigError(f"{factory!r} must make a distgrad.policies.Policy, got {type(policy).__name__}")

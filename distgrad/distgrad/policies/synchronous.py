@@ -36,7 +36,6 @@ class Synchronous(Policy):
 
     name = "sync"
     gates_pulls = True
-    needs_workers = True
     holds = True
 
     def __init__(self, quorum: int | None = None, grace: float | None = None, workers: int | None = None) -> None:

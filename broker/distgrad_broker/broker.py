@@ -11,10 +11,12 @@ import dataclasses
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from distgrad import addresses, log, sockets
+from distgrad.durable.disk import Disk, OsDisk
 from distgrad.errors import CheckpointError, ConfigError, StateError
 from distgrad.holder import ParameterHolder
 from distgrad.keys import BrokerKeys
@@ -24,6 +26,7 @@ from distgrad_broker.authenticator import Authenticator
 from distgrad_broker.channels import ControlChannel, GradientChannel
 from distgrad_broker.config import POLICY_SETTINGS, RULE_NUMBERS, BrokerConfig
 from distgrad_broker.core import Core
+from distgrad_broker.data import open_data
 from distgrad_broker.events import Log, SaveParameters, ShutdownAsked
 from distgrad_broker.files import FileThread
 from distgrad_broker.loop import Loop
@@ -64,6 +67,7 @@ def serve(
     rule: Rule | None = None,
     policy: Policy | None = None,
     parameters: Any = None,
+    disk: Disk | None = None,
 ) -> None:
     """Run a broker on this thread until it is shut down or destroyed.
 
@@ -79,6 +83,8 @@ def serve(
         Instead of the configuration's; it must not be in use elsewhere.
     parameters : nest of ndarray, optional
         Instead of the configuration's file.
+    disk : Disk, optional
+        Where the data folder is; by default on this machine.
 
     Raises
     ------
@@ -100,8 +106,20 @@ def serve(
     with contextlib.ExitStack() as stack:
         holder = ParameterHolder(config.mode, rule or config.rule(), threads=config.threads)
         stack.callback(holder.close)
+        policy = policy or config.consistency()
+        data = None
+        if config.data is not None:
+            data = open_data(config, disk or OsDisk(), holder, policy)
+            stack.callback(data.writer.close)
+            policy = data.policy
         if parameters is not None:
-            holder.set_nest(parameters)
+            if holder.layout is None:
+                holder.set_nest(parameters)
+            else:
+                log.event(
+                    _LOGGER, logging.WARNING, "parameters are in the data folder, the given ones are not used",
+                    data=config.data, version=holder.version,
+                )  # fmt: skip
         incarnation = os.urandom(8).hex()
         context = sockets.open_context()
         stack.callback(context.term)
@@ -124,17 +142,19 @@ def serve(
             lease_s=config.workers_silent_after,
             is_stopped=config.stopped,
             save_path=None if config.save is None else str(config.save),
+            data=None if data is None else data.settings,
         )
         versions = Versions(holder)
+        weighing = config.weighing() if data is None else data.weighing
+        recovered = None if data is None else data.recovered
         try:
-            core = Core(settings, versions, policy or config.consistency(), config.weighing())
+            core = Core(settings, versions, policy, weighing, recovered=recovered, now=time.monotonic())
         except RequestError as error:
             raise ConfigError(error.message) from error
         role_of = None if authenticator is None else authenticator.role_of
-        files = FileThread(settings.save_path, lambda ended: loop.post(ended))
-        loop = Loop(
-            core, ControlChannel(control, role_of), GradientChannel(gradients, role_of), authenticator, files.save, _log
-        )
+        files = FileThread(settings.save_path, lambda event: loop.post(event), None if data is None else data.writer)
+        gradient_channel = GradientChannel(gradients, role_of, keeps_frames=core.state.records is not None)
+        loop = Loop(core, ControlChannel(control, role_of), gradient_channel, authenticator, files, _log)
         stack.callback(loop.close)
         stack.callback(files.close)
         if authenticator is None and not _is_private(control.endpoint, gradients.endpoint):
@@ -154,7 +174,7 @@ def serve(
         loop.run()
         if settings.save_path is not None and versions.layout is not None:
             _, layout, arenas, version = versions.pin(0.0)
-            trouble = files.write(SaveParameters(0, layout, arenas, version))
+            trouble = files.write_now(SaveParameters(0, layout, arenas, version))
             if trouble is not None:
                 raise CheckpointError(f"cannot save the parameters to {settings.save_path}: {trouble}")
             log.event(_LOGGER, logging.INFO, "parameters saved", path=settings.save_path)

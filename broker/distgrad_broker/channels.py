@@ -35,10 +35,13 @@ class GradientChannel:
         Bound; used on one thread.
     role_of : callable, optional
         With keys: names the role of a user.
+    keeps_frames : bool
+        Give each gradient its header's frame, for the journal.
     """
 
-    def __init__(self, socket: OwnedSocket, role_of: RoleOf | None) -> None:
+    def __init__(self, socket: OwnedSocket, role_of: RoleOf | None, *, keeps_frames: bool = False) -> None:
         self.socket = socket
+        self._keeps_frames = keeps_frames
         # Its owner is checked here, and not again for each message: the channel is made by the thread that reads it.
         self._raw: Any = socket.raw()
         self._role_of = role_of
@@ -64,7 +67,8 @@ class GradientChannel:
                 if user is None or self._role_of(user) != "worker":
                     self._skip(socket, frame)
                     return MessageRejected("forbidden")
-            header = unpack(frame)
+            first = frame.bytes if self._keeps_frames else frame
+            header = unpack(first)
         except WrongProtocol:
             self._skip(socket, frame)
             return MessageRejected("protocol")
@@ -80,9 +84,12 @@ class GradientChannel:
             parts.append(frame.buffer if length >= COPY_BELOW_BYTES else frame.bytes)
             size += length
         try:
-            return parse_gradient(header, parts, size, user)
+            gradient = parse_gradient(header, parts, size, user)
         except MalformedMessage:
             return MessageRejected("malformed")
+        if self._keeps_frames:
+            gradient.frame = first
+        return gradient
 
     @staticmethod
     def _skip(socket: zmq.Socket[bytes], frame: Any) -> None:

@@ -12,8 +12,12 @@ from distgrad.config import setting
 from distgrad.errors import ConfigError
 from distgrad.holder import checked_mode
 from distgrad.policies import SCALINGS, Policy, Weighing
+from distgrad.quantities import parse_bytes, parse_seconds
 from distgrad.rules import RULES, Rule, rule_from_settings
 from distgrad.wire import MIN_CHARGE_BYTES
+
+# With a size as `sync_every`, what is left over is not kept waiting for longer than this.
+MAX_SYNC_WAIT_S = 1.0
 
 RULE_NUMBERS = (
     "lr",
@@ -59,6 +63,31 @@ class BrokerConfig:
     weight_decay: float | None = setting(None, minimum=0, help="Weight decay of the optimizer.")
     load: Path | None = setting(None, help="Parameters to start with: FILE.safetensors or .npz.")
     save: Path | None = setting(None, help="File that `save` and a clean end write the parameters to.")
+    data: Path | None = setting(
+        None, help="Folder that keeps all that happens, so that a broker killed at any moment goes on where it was."
+    )
+    durability: str | None = setting(
+        None,
+        choices=("journal", "checkpoint", "none"),
+        help="Settle a gradient when it is in the journal (as by default with --data), in a checkpoint, or at once.",
+    )
+    sync_every: str = setting(
+        "0", help="Force the journal to the disk after every batch (0), after this long (50ms), or this much (8MiB)."
+    )
+    checkpoint_every: float | None = setting(
+        300.0, unit="seconds", above=0, help="Write a checkpoint after this long, if anything has happened."
+    )
+    checkpoint_updates: int | None = setting(None, minimum=1, help="Also write one after so many updates.")
+    checkpoint_journal: int | None = setting(
+        2 * 1024**3, unit="bytes", minimum=1, help="Also write one after this much journal, which bounds a recovery."
+    )
+    keep_checkpoints: int = setting(2, minimum=1, help="How many checkpoints to keep, with the journal behind them.")
+    segment_bytes: int = setting(
+        64 * 1024**2, unit="bytes", minimum=4096, help="Size of the journal's files; the room is reserved beforehand."
+    )
+    recover_until: int | None = setting(
+        None, minimum=0, help="Go back to this version of the data folder; what came after it is set aside."
+    )
     queue_bytes: int | None = setting(
         None,
         unit="bytes",
@@ -115,6 +144,7 @@ class BrokerConfig:
         """
         checked_mode(self.mode)
         self.rule()
+        self._check_data()
         self.consistency().check(self.max_workers)
         for name, default_port in (("control", addresses.CONTROL_PORT), ("gradients", addresses.GRADIENTS_PORT)):
             address = addresses.parse(getattr(self, name), default_port)
@@ -124,6 +154,37 @@ class BrokerConfig:
                     hint="make keys with `distgrad keys new NAME --role worker --dir DIR` and pass --keys DIR, "
                     "bind to 127.0.0.1, or pass --insecure if the network is yours alone",
                 )
+
+    def _check_data(self) -> None:
+        self.sync_pace()
+        if self.data is None:
+            # What else belongs to a data folder has a default, and says nothing without one.
+            for name in ("durability", "recover_until"):
+                if getattr(self, name) not in (None, "none"):
+                    flag = "--" + name.replace("_", "-")
+                    raise ConfigError(f"{flag} needs --data DIR: without a data folder nothing is kept on disk")
+
+    def sync_pace(self) -> tuple[float, int]:
+        """Read `sync_every`.
+
+        Returns
+        -------
+        seconds : float
+            Wait for so long before records are forced to the disk.
+        n_bytes : int
+            Or until there are so many bytes; 0 if only time counts.
+
+        Raises
+        ------
+        ConfigError
+            If it is neither.
+        """
+        try:
+            if self.sync_every[-1:] in ("s", "m", "h") or self.sync_every.replace(".", "", 1).isdecimal():
+                return parse_seconds(self.sync_every), 0
+            return MAX_SYNC_WAIT_S, parse_bytes(self.sync_every)
+        except ConfigError as error:
+            raise ConfigError(f"sync_every must be 0, a time such as 50ms, or a size such as 8MiB: {error}") from error
 
     def consistency(self) -> Policy:
         """Build the consistency policy.

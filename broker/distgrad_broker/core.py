@@ -26,15 +26,19 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from distgrad.durable.books import Recovered
 from distgrad.errors import MalformedMessage
 from distgrad.policies import Policy, Weighing
 from distgrad.wire import Gradient, State
-from distgrad_broker import intake, membership, operations, updates
+from distgrad_broker import bookkeeping, checkpoints, intake, membership, operations, settling, updates
 from distgrad_broker.events import (
     BadRequestReceived,
+    CheckpointEnded,
+    DiskTroubled,
     Effect,
     Event,
     MessageRejected,
+    RecordsWritten,
     RequestReceived,
     SaveEnded,
     ShutdownAsked,
@@ -42,8 +46,9 @@ from distgrad_broker.events import (
     TimePassed,
     WorkDue,
 )
+from distgrad_broker.records import Record
 from distgrad_broker.requests import ClientKey, RequestError
-from distgrad_broker.state import CoreSettings, CoreState, Waiter
+from distgrad_broker.state import JOURNAL, CoreSettings, CoreState, Waiter
 from distgrad_broker.versions import Versions
 
 # Leases and quiet readers are looked at this often at most: both are counted in seconds.
@@ -65,6 +70,10 @@ class Core:
         When a gradient counts; from now on the core's alone.
     weighing : Weighing, optional
         How the gradients of a step are combined; by default their mean.
+    recovered : Recovered, optional
+        What an earlier broker left behind, beside the parameters.
+    now : float
+        Seconds on the shell's clock.
 
     Raises
     ------
@@ -75,12 +84,28 @@ class Core:
     """
 
     def __init__(
-        self, settings: CoreSettings, versions: Versions, policy: Policy, weighing: Weighing | None = None
+        self,
+        settings: CoreSettings,
+        versions: Versions,
+        policy: Policy,
+        weighing: Weighing | None = None,
+        *,
+        recovered: Recovered | None = None,
+        now: float = 0.0,
     ) -> None:
         policy.check(settings.max_workers)
-        self.state = CoreState(settings, versions, policy, weighing or Weighing())
+        self.state = state = CoreState(settings, versions, policy, weighing or Weighing())
+        if recovered is not None:
+            bookkeeping.restore(state, recovered, now)
         if versions.layout is not None:
-            self.state.resize_budget(versions.layout.gradient_bytes)
+            state.resize_budget(versions.layout.gradient_bytes)
+        if state.records is not None:
+            had_parameters = recovered is not None and recovered.has_parameters
+            bookkeeping.note_start(state, state.records, is_recovered=had_parameters)
+        state.checkpoints.begun_at = now
+        state.checkpoints.version, state.checkpoints.generation = versions.version, state.generation
+        if settings.data is not None:
+            state.checkpoints.sequence = settings.data.sequence
 
     @property
     def has_work(self) -> bool:
@@ -95,7 +120,22 @@ class Core:
     @property
     def is_drained(self) -> bool:
         """Whether a broker that is closing has nothing left to do."""
-        return not self.has_work and not self.state.saves
+        state = self.state
+        if self.has_work or state.saves or state.checkpoints.is_under_way:
+            return False
+        # What the disk does not take is left to the next broker, to which the workers send it again.
+        return state.disk_trouble is not None or not state.unsettled
+
+    def take_records(self) -> list[Record]:
+        """Take what is to be written to the journal.
+
+        Returns
+        -------
+        list of Record
+            In order; none without a journal.
+        """
+        records = self.state.records
+        return [] if records is None else records.take()
 
     @property
     def is_known(self) -> bool:
@@ -142,10 +182,17 @@ class Core:
         elif type(event) is SocketsDrained:
             self._answer_late(now)
             state.busy_s += event.busy_s
+            checkpoints.look(state, now)
             if now >= state.next_sweep:
                 state.next_sweep = now + SWEEP_S
                 membership.expire_leases(state, now)
                 state.versions.expire(now)
+        elif type(event) is RecordsWritten:
+            self._records_written(event.sequence)
+        elif type(event) is CheckpointEnded:
+            checkpoints.end(state, event, now)
+        elif type(event) is DiskTroubled:
+            self._disk_troubled(event.reason)
         elif type(event) is MessageRejected:
             state.rejected[event.reason] += 1
         elif type(event) is BadRequestReceived:
@@ -161,6 +208,24 @@ class Core:
         effects = state.effects
         state.effects = []
         return effects
+
+    def _records_written(self, sequence: int) -> None:
+        """Settle what the disk has, and answer who waited for it."""
+        state = self.state
+        assert state.records is not None  # only then does the shell write any
+        state.records.written(sequence)
+        if state.durability == JOURNAL:
+            settling.settle_durable(state, sequence)
+
+    def _disk_troubled(self, reason: str | None) -> None:
+        state = self.state
+        if reason == state.disk_trouble:
+            return
+        state.disk_trouble = reason
+        if reason is None:
+            state.log(logging.INFO, "the disk takes the journal again", unsettled=len(state.unsettled))
+        else:
+            state.log(logging.ERROR, "the journal cannot be written; nothing is settled until it can", reason=reason)
 
     def _request(self, request: RequestReceived, now: float) -> None:
         """Check who asks for what, and whether it was done already, before anything is done."""
@@ -191,6 +256,7 @@ class Core:
                 raise RequestError("destroyed", "destroy was called; start a new broker")
             if operation.is_mutating and client is not None and waiter.request_id is not None:
                 state.remembered.begin(client, waiter.request_id)
+                state.under_way[client] = waiter
             operation.handle(state, request, waiter, now)
         except RequestError as error:
             self._count(error.code)
@@ -220,9 +286,9 @@ class Core:
             reply_waiter = Waiter(waiter.envelope, None, None, 0.0)
             state.send(reply_waiter, reply)
         elif was_seen:
-            for former in [*state.drains.values(), *(saver for _, saver in state.saves.values())]:
-                if former.client == client and former.request_id == waiter.request_id:
-                    former.envelope = waiter.envelope
+            former = state.under_way.get(client)
+            if former is not None and former.request_id == waiter.request_id:
+                former.envelope = waiter.envelope
         return was_seen
 
     def _check_incarnation(self, header: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from distgrad.durable.checkpoint_header import Checkpoint
 from distgrad.layout import Layout
 
 # The frames before a request's header, up to and including the empty one; copied verbatim in front of the reply.
@@ -67,6 +68,26 @@ class SaveEnded(NamedTuple):
     error: str | None
 
 
+class RecordsWritten(NamedTuple):
+    """Everything up to a record is on the disk."""
+
+    sequence: int
+
+
+class CheckpointEnded(NamedTuple):
+    """The file thread finished a checkpoint; `error` says why it failed, or is None."""
+
+    ticket: int
+    path: str
+    error: str | None
+
+
+class DiskTroubled(NamedTuple):
+    """The journal cannot be written, and why; or, with None, it can be again."""
+
+    reason: str | None
+
+
 class ShutdownAsked(NamedTuple):
     """The process is to end: accept nothing new, apply what is queued."""
 
@@ -79,6 +100,9 @@ Event = (
     | TimePassed
     | SocketsDrained
     | SaveEnded
+    | RecordsWritten
+    | CheckpointEnded
+    | DiskTroubled
     | ShutdownAsked
 )
 
@@ -101,6 +125,24 @@ class SaveParameters(NamedTuple):
     version: int
 
 
+class WriteCheckpoint(NamedTuple):
+    """Write a checkpoint that covers all records up to a sequence; what it holds does not change until it ended.
+
+    Attributes
+    ----------
+    ticket : int
+        For `CheckpointEnded`.
+    checkpoint : Checkpoint
+        What it holds.
+    first_needed : int
+        The oldest record that a recovery from here needs.
+    """
+
+    ticket: int
+    checkpoint: Checkpoint
+    first_needed: int
+
+
 class Log(NamedTuple):
     """One line about the broker's life."""
 
@@ -115,4 +157,4 @@ class Shutdown(NamedTuple):
     after_s: float
 
 
-Effect = Reply | SaveParameters | Log | Shutdown
+Effect = Reply | SaveParameters | WriteCheckpoint | Log | Shutdown

@@ -1,14 +1,26 @@
-"""The file thread: writes parameters to disk while the loop goes on."""
+"""The file thread: journal, checkpoints and saves go to the disk while the loop goes on.
+
+| thread | owns | receives through | gives away |
+|---|---|---|---|
+| files (``distgrad-files``) | the data folder, and the file of a save | a queue | what was written, by `on_event` |
+
+The queue is bounded by the grants: a gradient in it is not settled, and so counts for its worker.
+"""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
 from distgrad.errors import CheckpointError
 from distgrad.parameter_files import write
-from distgrad_broker.events import SaveEnded, SaveParameters
+from distgrad_broker.disk_writer import DiskWriter, Written
+from distgrad_broker.events import SaveEnded, SaveParameters, WriteCheckpoint
+from distgrad_broker.records import Record
+
+Job = SaveParameters | WriteCheckpoint | Sequence[Record] | None
 
 
 class FileThread:
@@ -18,43 +30,64 @@ class FileThread:
     ----------
     path : str or None
         The file that saves go to.
-    on_end : callable
-        Called on this thread with the outcome of each save.
+    on_event : callable
+        Called on this thread with what was written, or what went wrong.
+    writer : DiskWriter, optional
+        Of the data folder, if there is one; used on this thread from the first job on, and closed by the caller.
     """
 
-    def __init__(self, path: str | None, on_end: Callable[[SaveEnded], None]) -> None:
+    def __init__(
+        self,
+        path: str | None,
+        on_event: Callable[[SaveEnded | Written], None],
+        writer: DiskWriter | None = None,
+    ) -> None:
         self._path = path
-        self._on_end = on_end
-        # One save at a time is asked for, so this queue never holds more than it and the end mark.
-        self._jobs: queue.SimpleQueue[SaveParameters | None] = queue.SimpleQueue()
+        self._writer = writer
+        self._on_event = on_event
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def save(self, job: SaveParameters) -> None:
-        """Write a version; returns at once.
+        """Write a version to its file; returns at once.
 
         Parameters
         ----------
         job : SaveParameters
-            Arenas that do not change until `on_end` was called.
+            Arenas that do not change until `on_event` was called.
         """
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="distgrad-files", daemon=True)
-            self._thread.start()
-        self._jobs.put(job)
+        self._put(job)
+
+    def checkpoint(self, job: WriteCheckpoint) -> None:
+        """Write a checkpoint; returns at once.
+
+        Parameters
+        ----------
+        job : WriteCheckpoint
+            What it holds does not change until `on_event` was called.
+        """
+        self._put(job)
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Write records to the journal; returns at once.
+
+        Parameters
+        ----------
+        records : sequence of Record
+            In order.
+        """
+        if records:
+            self._put(records)
 
     def close(self) -> None:
-        """End the thread after what it was given."""
+        """End the thread after what it was given, as far as the disk takes it."""
         if self._thread is not None:
             self._jobs.put(None)
             self._thread.join()
             self._thread = None
 
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            self._on_end(SaveEnded(job.ticket, str(self._path), self.write(job)))
-
-    def write(self, job: SaveParameters) -> str | None:
-        """Write a version now, on the calling thread.
+    def write_now(self, job: SaveParameters) -> str | None:
+        """Write a version to its file on the calling thread.
 
         Parameters
         ----------
@@ -75,3 +108,39 @@ class FileThread:
         except OSError as error:
             return f"{error.strerror} ({error.filename or self._path})"
         return None
+
+    def _put(self, job: Job) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="distgrad-files", daemon=True)
+            self._thread.start()
+        self._jobs.put(job)
+
+    def _run(self) -> None:
+        is_ending = False
+        while not is_ending:
+            for job in self._take():
+                if job is None:
+                    is_ending = True
+                elif isinstance(job, SaveParameters):
+                    self._on_event(SaveEnded(job.ticket, str(self._path), self.write_now(job)))
+                elif self._writer is not None:
+                    if isinstance(job, WriteCheckpoint):
+                        self._writer.checkpoint(job)
+                    else:
+                        self._writer.records(job)
+            if self._writer is not None:
+                if is_ending:
+                    self._writer.hurry()
+                for event in self._writer.step(time.monotonic()):
+                    self._on_event(event)
+
+    def _take(self) -> list[Job]:
+        """Take all jobs there are; wait for one if there is nothing else to do."""
+        wait_s = None if self._writer is None else self._writer.wait_s(time.monotonic())
+        jobs: list[Job] = []
+        try:
+            jobs.append(self._jobs.get(timeout=wait_s) if wait_s != 0 else self._jobs.get_nowait())
+            while True:
+                jobs.append(self._jobs.get_nowait())
+        except queue.Empty:
+            return jobs

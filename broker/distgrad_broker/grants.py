@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from distgrad_broker.members import LIVE, Member
+from distgrad.durable.books import LIVE
+from distgrad_broker.members import Member
 
 
 class Grants:

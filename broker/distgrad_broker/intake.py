@@ -5,8 +5,9 @@ Every gradient takes this path; it makes no object and builds no reply unless so
 
 from __future__ import annotations
 
+from distgrad.durable.books import LIVE
 from distgrad.wire import Gradient
-from distgrad_broker.members import LIVE, Member
+from distgrad_broker.members import Member
 from distgrad_broker.settling import answer_heartbeat
 from distgrad_broker.state import CoreState
 
@@ -52,6 +53,12 @@ def accept(state: CoreState, gradient: Gradient, now: float) -> None:
     if member.queued_bytes + gradient.charge > member.committed:
         _miss(state, member, "uncovered", now)
         return
+    if member.ahead and number in member.ahead:
+        # Decided on before a restart, ahead of those that were lost with it.
+        member.accepted = number
+        member.repeated += 1
+        state.dropped["repeated"] += 1
+        return
     member.accepted = number
     member.queued_bytes += gradient.charge
     member.received_bytes += gradient.size
@@ -59,6 +66,8 @@ def accept(state: CoreState, gradient: Gradient, now: float) -> None:
         member.cursor = gradient.cursor
     state.queued_bytes += gradient.charge
     state.queue.append(gradient)
+    if state.records is not None:
+        state.records.gradient(gradient)
 
 
 def _miss(state: CoreState, member: Member, reason: str, now: float) -> None:

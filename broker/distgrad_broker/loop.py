@@ -3,7 +3,7 @@
 | thread | owns | receives through | gives away |
 |---|---|---|---|
 | loop (``distgrad-broker``) | all sockets, the core, the parameters | sockets, a pipe | frames, pinned arenas |
-| files (``distgrad-files``) | the files that are written | a queue of one save | "written", through the pipe |
+| files (``distgrad-files``) | the data folder, and the file of a save | a queue | "written", through the pipe |
 
 A turn: wait for something; read both channels, a bounded amount; let the core answer; apply for a while. Nothing here
 decides what a message means.
@@ -20,7 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import zmq
 
@@ -29,9 +29,12 @@ from distgrad_broker.authenticator import Authenticator
 from distgrad_broker.channels import ControlChannel, GradientChannel
 from distgrad_broker.core import Core
 from distgrad_broker.events import (
+    CheckpointEnded,
+    DiskTroubled,
     Effect,
     Log,
     MessageRejected,
+    RecordsWritten,
     Reply,
     SaveEnded,
     SaveParameters,
@@ -40,7 +43,9 @@ from distgrad_broker.events import (
     SocketsDrained,
     TimePassed,
     WorkDue,
+    WriteCheckpoint,
 )
+from distgrad_broker.records import Record
 
 # How much is read from each channel in a turn before the other one, and the updates, get theirs.
 MAX_REQUESTS_A_TURN = 64
@@ -57,7 +62,24 @@ CLOSE_TIMEOUT_S = 30.0
 # applied here to the next broker.
 FAREWELL_S = 0.3
 
-Save = Callable[[SaveParameters], None]
+
+class Files(Protocol):
+    """Who writes files, on a thread of its own; each method returns at once."""
+
+    def save(self, job: SaveParameters) -> None:
+        """Write the parameters to their file; `SaveEnded` follows."""
+        ...
+
+    def checkpoint(self, job: WriteCheckpoint) -> None:
+        """Write a checkpoint; `CheckpointEnded` follows."""
+        ...
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Write records to the journal; `RecordsWritten` follows."""
+        ...
+
+
+Posted = SaveEnded | RecordsWritten | CheckpointEnded | DiskTroubled | ShutdownAsked
 
 
 class Loop:
@@ -71,8 +93,8 @@ class Loop:
         Bound channels.
     authenticator : Authenticator or None
         With keys.
-    save : callable
-        Hands a save to the file thread and returns at once.
+    files : Files
+        The file thread.
     on_log : callable
         Receives each `Log` effect.
     """
@@ -83,14 +105,14 @@ class Loop:
         control: ControlChannel,
         gradients: GradientChannel,
         authenticator: Authenticator | None,
-        save: Save,
+        files: Files,
         on_log: Callable[[Log], None],
     ) -> None:
         self._core = core
         self._control = control
         self._gradients = gradients
         self._authenticator = authenticator
-        self._save = save
+        self._files = files
         self._on_log = on_log
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -98,7 +120,7 @@ class Loop:
         # Reentrant, because a signal handler may post while the same thread is posting or closing.
         self._pipe_lock = threading.RLock()
         self._is_closed = False
-        self._inbox: queue.SimpleQueue[SaveEnded | ShutdownAsked] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Posted] = queue.SimpleQueue()
         self._ends_at = math.inf
         self._is_closing = False
         # Whether the gradients read in this turn are small.
@@ -107,12 +129,12 @@ class Loop:
         self._strangers: Counter[str] = Counter()
         self._count_strangers_at = 0.0
 
-    def post(self, event: SaveEnded | ShutdownAsked) -> None:
+    def post(self, event: Posted) -> None:
         """Hand an event to the loop, from any thread or signal handler.
 
         Parameters
         ----------
-        event : SaveEnded or ShutdownAsked
+        event : Posted
             What happened.
         """
         with self._pipe_lock:
@@ -152,6 +174,9 @@ class Loop:
                 self._carry_out(handle(_TIME_PASSED, now), now)
             if self._core.has_work:
                 busy_since_drained += self._work(now)
+            records = self._core.take_records()
+            if records:
+                self._files.write(records)
             if self._is_closing and self._core.is_drained:
                 if self._core.is_known:
                     return
@@ -258,7 +283,11 @@ class Loop:
             elif type(effect) is Log:
                 self._on_log(effect)
             elif type(effect) is SaveParameters:
-                self._save(effect)
+                self._files.save(effect)
+            elif type(effect) is WriteCheckpoint:
+                # It covers what was noted before it, which the disk must have first.
+                self._files.write(self._core.take_records())
+                self._files.checkpoint(effect)
             elif type(effect) is Shutdown:
                 self._ends_at = min(self._ends_at, now + effect.after_s)
 

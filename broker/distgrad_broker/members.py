@@ -11,14 +11,13 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from distgrad.durable.books import LEFT, LIVE, SILENT, Lineage
 from distgrad.errors import GradientRefused
 from distgrad.wire import Gradient
 from distgrad_broker.requests import RequestError
 
-# A decision that waits for its turn: what the gradient is charged, its outcome, and why it was refused.
-Decided = tuple[int, str, GradientRefused | None]
-
-LIVE, SILENT, LEFT = "live", "silent", "left"
+# A decision that waits for its turn: what the gradient is charged, its outcome, why it was refused, and its cursor.
+Decided = tuple[int, str, GradientRefused | None, bytes | str | None]
 
 # A hello that was delayed on its way must not bring a superseded process back; this many are remembered for each id.
 PAST_NONCES = 8
@@ -52,20 +51,25 @@ class Member:
         self.origin: tuple[str, int] | None = None
         self.expires = 0.0
         self.last_seen = 0.0
-        # Numbering: accepted is the last number taken in, settled the last one decided, attempt the newest seen.
+        # Numbering: accepted is the last number taken in, decided the last one of which it is known what becomes of it,
+        # settled the last one that is acknowledged (with a data folder, when the disk has it).
         self.accepted = 0
+        self.decided = 0
         self.settled = 0
+        # The newest attempt seen.
         self.attempt = 0
         self.missing = False
         # The last number that the policy has seen; what was decided of numbers behind one that is held.
         self.judged = 0
-        self.decided: dict[int, Decided] = {}
+        self.ahead: dict[int, Decided] = {}
         # Whether the current session took numbers over from an earlier incarnation, whose history is lost.
         self.adopted = False
         self.sent = 0
         # Highest number that the worker has said it knows to be settled.
         self.known = 0
+        # Where its worker stands in its data, after the last number accepted and after the last one decided.
         self.cursor: bytes | str | None = None
+        self.decided_cursor: bytes | str | None = None
         # Grants, in bytes (see `grants`).
         self.queued_bytes = 0
         self.promised = 0
@@ -141,6 +145,8 @@ class Members:
 
     def __init__(self, incarnation: str, limit: int, lease_s: float) -> None:
         self._incarnation = incarnation
+        # The brokers before this one, by which sessions of theirs are told apart.
+        self.lineage = Lineage()
         self._limit = limit
         self.lease_s = lease_s
         self._by_id: dict[str, Member] = {}
@@ -249,6 +255,17 @@ class Members:
             self._issue(member, nonce, previous)
         return member, False
 
+    def add(self, member: Member) -> None:
+        """Put a member back that an earlier broker knew.
+
+        Parameters
+        ----------
+        member : Member
+            As it was then, without a session of this incarnation.
+        """
+        self._by_id[member.worker] = member
+        self._live_ids = None
+
     def renew(self, member: Member, now: float, busy_s: float) -> bool:
         """Start a member's lease anew.
 
@@ -332,7 +349,10 @@ class Members:
             return counter < member.counter
         if member.origin is None:
             return True  # the current process came after the restart, this one is from before
-        return member.origin[0] == incarnation and counter < member.origin[1]
+        rank, own_rank = self.lineage.rank(incarnation), self.lineage.rank(member.origin[0])
+        if rank == own_rank and incarnation != member.origin[0]:
+            return False  # neither is known
+        return (rank, counter) < (own_rank, member.origin[1])
 
 
 def parse_session(session: str | None) -> tuple[str, int] | None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 
+from distgrad.durable.books import LIVE
 from distgrad_broker import pulls
-from distgrad_broker.members import LIVE, Member
+from distgrad_broker.members import Member, parse_session
+from distgrad_broker.records import Records
 from distgrad_broker.settling import rebalance
 from distgrad_broker.state import CoreState
 from distgrad_broker.updates import advance
@@ -69,6 +71,29 @@ def went(state: CoreState, member: Member, now: float, *, left: bool) -> None:
     _look_again(state, now)
 
 
+def note_session(records: Records, member: Member) -> None:
+    """Note the session that a member was just issued for the journal (PROTOCOL 5).
+
+    Parameters
+    ----------
+    records : Records
+        Where to.
+    member : Member
+        Whose.
+    """
+    issued = parse_session(member.session)
+    assert issued is not None  # it is one of ours
+    records.add(
+        "session",
+        worker=member.worker,
+        user=member.user,
+        generated=member.generated,
+        incarnation=issued[0],
+        counter=issued[1],
+        nonces=list(member.past_nonces),
+    )
+
+
 def expire_leases(state: CoreState, now: float) -> None:
     """End the leases that ran out (PROTOCOL 20).
 
@@ -82,6 +107,8 @@ def expire_leases(state: CoreState, now: float) -> None:
     lapsed = state.members.expire(now, state.busy_s)
     for member in lapsed:
         state.grants.withdraw(member)
+        if state.records is not None:
+            state.records.add("silent", worker=member.worker)
         state.log(logging.WARNING, "worker silent", worker=member.worker, accepted=member.accepted)
     if lapsed:
         rebalance(state)

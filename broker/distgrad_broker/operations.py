@@ -12,15 +12,17 @@ from typing import NamedTuple
 
 from distgrad.arrays import lasting_empty
 from distgrad.codec import fill
+from distgrad.durable.books import LEFT, LIVE
 from distgrad.errors import ConfigError, GradientRefused, MalformedMessage
 from distgrad.layout import Layout
 from distgrad.wire import MAX_FRAME_BYTES, MAX_ID_CHARACTERS, field
-from distgrad_broker import membership, offers, policy_change, pulls, settling, updates
+from distgrad_broker import checkpoints, membership, offers, policy_change, pulls, settling, updates
+from distgrad_broker.bookkeeping import note_settings
 from distgrad_broker.events import RequestReceived, SaveEnded, SaveParameters, Shutdown
-from distgrad_broker.members import LEFT, LIVE, Member
+from distgrad_broker.members import Member
 from distgrad_broker.report import describe, policy_settings
 from distgrad_broker.requests import ADMIN, ANY, READ, WORKER, RequestError
-from distgrad_broker.state import CoreState, Waiter
+from distgrad_broker.state import CHECKPOINT, CoreState, Waiter
 
 MAX_HEARTBEAT_WAIT_S = 0.05
 MAX_DRAIN_WAIT_S = 5.0
@@ -60,7 +62,18 @@ def _hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: floa
     member, is_new = state.members.greet(worker, nonce, previous, request.user, generated)
     if late is not None and member.session != former_session:
         state.fail(late, RequestError("fenced", f"a newer process runs as worker {worker!r:.80}; this one must end"))
-    if member.session != former_session and (lowest > member.accepted + 1 or (lowest and member.origin is not None)):
+    is_new_session = member.session != former_session
+    if is_new_session and state.records is not None:
+        if state.durability == CHECKPOINT:
+            updates.forget_undecided(state, member)
+        membership.note_session(state.records, member)
+    if lowest > member.accepted + 1 and state.records is not None:
+        raise RequestError(
+            "history_lost",
+            f"{worker!r:.80} had gradients up to {lowest - 1} settled, but the data folder knows of {member.accepted}: "
+            "it is not the one that they were settled in, or was taken back to an older version",
+        )
+    if is_new_session and state.records is None and (lowest > member.accepted + 1 or (lowest and member.origin)):
         # Nothing was kept on disk: what an earlier incarnation settled is known to the worker alone. What came before
         # it under its id since the restart can only be from a process that it had superseded.
         _adopt(state, member, lowest - 1, now)
@@ -86,8 +99,14 @@ def _hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: floa
         "queue_bytes": state.grants.budget_bytes,
         "grant": member.promised,
         "grant_seq": member.grant_seq,
+        "durability": state.durability,
     }
-    state.answer(waiter, fields, [] if layout is None else [layout.to_frame()])
+    frames = [] if layout is None else [layout.to_frame()]
+    if state.durability == CHECKPOINT and is_new_session and member.settled < member.accepted:
+        # Its predecessor's gradients: what it is told of them must not be taken back.
+        checkpoints.when_written(state, lambda _: state.answer_when_durable(waiter, fields, frames, now=now))
+        return
+    state.answer_when_durable(waiter, fields, frames, now=now)
 
 
 def _heartbeat(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
@@ -118,6 +137,10 @@ def _heartbeat(state: CoreState, request: RequestReceived, waiter: Waiter, now: 
         settling.rebalance(state)
     if is_back:
         membership.came(state, member, now)
+        if state.records is not None:
+            state.records.add("back", worker=member.worker)
+    if state.durability == CHECKPOINT and member.settled < member.decided:
+        checkpoints.want(state, is_urgent=bool(want) or settled < until <= member.decided)
     if state.held and until > member.settled:
         state.policy.awaited(member.worker, state.situation(now))
     is_news = (
@@ -153,7 +176,9 @@ def _leave(state: CoreState, request: RequestReceived, waiter: Waiter, now: floa
     settling.rebalance(state)
     membership.went(state, member, now, left=True)
     state.log(logging.INFO, "worker left", worker=member.worker, settled=member.settled)
-    state.answer(waiter, {})
+    if state.records is not None:
+        state.records.add("left", worker=member.worker, memory=state.policy.memory())
+    state.answer_when_durable(waiter, {}, now=now)
 
 
 def _set_parameters(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
@@ -169,6 +194,8 @@ def _set_parameters(state: CoreState, request: RequestReceived, waiter: Waiter, 
     if absent:
         changed = state.versions.layout is not None
         state.versions.clear()
+        if state.records is not None:
+            state.records.add("absent", generation=state.generation + 1)
     else:
         if not frames or len(frames[0]) > MAX_FRAME_BYTES:
             raise MalformedMessage("set needs a layout frame of at most 4 MiB, then the parts")
@@ -185,6 +212,10 @@ def _set_parameters(state: CoreState, request: RequestReceived, waiter: Waiter, 
             raise MalformedMessage(refusal.message) from refusal
         state.resize_budget(layout.gradient_bytes)
         state.versions.set(layout, arenas)
+        if state.records is not None:
+            keys = {"generation": state.generation + 1, "version": state.versions.version}
+            # The frames themselves: the arenas may be written to before the disk has them.
+            state.records.add("set", frames[1:], layout=bytes(frames[0]), **keys)
         changed = True
         offers.end(state)
     state.generation += 1
@@ -194,7 +225,7 @@ def _set_parameters(state: CoreState, request: RequestReceived, waiter: Waiter, 
         updates.end_drain(state)  # without parameters nothing more can be applied
     settling.rebalance(state)
     _tell_everybody(state, now)
-    state.answer(waiter, {"changed": changed})
+    state.answer_when_durable(waiter, {"changed": changed}, now=now)
 
 
 def _start(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
@@ -206,7 +237,9 @@ def _start(state: CoreState, request: RequestReceived, waiter: Waiter, now: floa
         state.log(logging.INFO, "updater started", queued=len(state.queue))
         updates.advance(state, now)
         _tell_everybody(state, now)
-    state.answer(waiter, {"changed": changed})
+        if state.records is not None:
+            state.records.add("running", running=True)
+    state.answer_when_durable(waiter, {"changed": changed}, now=now)
 
 
 def _stop(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
@@ -219,10 +252,12 @@ def _stop(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
         state.drain_left = len(state.queue) if drain and state.versions.layout is not None else 0
         state.log(logging.INFO, "updater stopped", queued=len(state.queue), draining=state.drain_left)
         _tell_everybody(state, now)
+        if state.records is not None:
+            state.records.add("running", running=False)
     elif not drain:
         updates.end_drain(state)
     if not (drain and state.drain_left):
-        state.answer(waiter, {"changed": changed, "drained": True})
+        state.answer_when_durable(waiter, {"changed": changed, "drained": True}, now=now)
         return
     waiter.data = changed
     waiter.deadline = now + wait_s
@@ -243,7 +278,18 @@ def _clear(state: CoreState, request: RequestReceived, waiter: Waiter, now: floa
     """Settle as cleared what is accepted at this moment (PROTOCOL 16)."""
     cleared = updates.clear_queue(state)
     state.log(logging.INFO, "queue cleared", cleared=cleared)
-    state.answer(waiter, {"cleared": cleared})
+    if cleared and state.durability == CHECKPOINT:
+        # Nothing else tells a broker that comes after this one that they must not count.
+        checkpoints.when_written(state, lambda error: _end_clear(state, waiter, cleared, error))
+        return
+    state.answer_when_durable(waiter, {"cleared": cleared}, now=now)
+
+
+def _end_clear(state: CoreState, waiter: Waiter, cleared: int, error: str | None) -> None:
+    if error is None:
+        state.answer(waiter, {"cleared": cleared})
+    else:
+        state.fail(waiter, RequestError("failed", f"{cleared} gradients were cleared, but it is not on disk: {error}"))
 
 
 def _configure(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
@@ -266,7 +312,9 @@ def _configure(state: CoreState, request: RequestReceived, waiter: Waiter, now: 
     in_force = {"mode": holder.mode, "optimizer": rule.name if rule else None, **(rule.settings() if rule else {})}
     in_force |= policy_settings(state)
     state.log(logging.INFO, "configured", **in_force)
-    state.answer(waiter, {"settings": in_force})
+    if state.records is not None:
+        note_settings(state, state.records)
+    state.answer_when_durable(waiter, {"settings": in_force}, now=now)
 
 
 def _status(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
@@ -283,17 +331,31 @@ def _workers(state: CoreState, request: RequestReceived, waiter: Waiter, now: fl
 
 
 def _save(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
-    """Have the file thread write the parameters to the file that the broker was started with."""
-    if state.settings.save_path is None:
-        raise RequestError("invalid", "the broker was started without --save FILE, so it has no place to write to")
+    """Have the file thread write the parameters: to the file that the broker was started with, or a checkpoint."""
+    if state.settings.save_path is None and state.settings.data is None:
+        raise RequestError(
+            "invalid", "the broker was started without --save FILE and --data DIR, so it has no place to write to"
+        )
     if state.versions.layout is None:
         raise RequestError("no_parameters", "no parameters were set yet")
+    if state.settings.data is not None:
+        checkpoints.want(state, is_urgent=True)
+    if state.settings.save_path is None:
+        checkpoints.when_written(state, lambda error: _end_checkpoint(state, waiter, error))
+        return
     if state.saves:
         raise RequestError("failed", "another save is under way; try again when it has ended")
     token, layout, arenas, version = state.versions.pin(now)
     state.saves_asked += 1
     state.saves[state.saves_asked] = (token, waiter)
     state.effects.append(SaveParameters(state.saves_asked, layout, arenas, version))
+
+
+def _end_checkpoint(state: CoreState, waiter: Waiter, error: str | None) -> None:
+    if error is None:
+        state.answer(waiter, {"path": state.checkpoints.path})
+    else:
+        state.fail(waiter, RequestError("failed", f"cannot write a checkpoint: {error}"))
 
 
 def end_save(state: CoreState, event: SaveEnded) -> None:
@@ -326,7 +388,9 @@ def _destroy(state: CoreState, request: RequestReceived, waiter: Waiter, now: fl
     state.log(logging.INFO, "destroyed", version=state.versions.version)
     offers.end(state)
     _tell_everybody(state, now)
-    state.answer(waiter, {})
+    if state.records is not None:
+        state.records.add("destroyed", generation=state.generation)
+    state.answer_when_durable(waiter, {}, now=now)
     state.effects.append(Shutdown(DESTROY_LINGER_S))
 
 

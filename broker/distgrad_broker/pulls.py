@@ -150,7 +150,7 @@ def _is_due(state: CoreState, wanted: PullWait, now: float) -> bool:
         return True
     member = state.members.get(wanted.worker)
     # A worker that has not said hello yet, to a broker just restarted, may have sent what is not here yet.
-    if member is None or max(member.judged, member.settled) < wanted.pushed:
+    if member is None or max(member.judged, member.decided) < wanted.pushed:
         return False
     return state.policy.may_pull(wanted.worker, state.situation(now))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from distgrad.durable.books import LIVE
 from distgrad.version import __version__
-from distgrad_broker.members import LIVE
 from distgrad_broker.state import CoreState
 
 # A reply's header holds 64 KiB, and a worker's id may have 128 characters.
@@ -61,6 +61,26 @@ def describe(state: CoreState, now: float) -> dict[str, Any]:
         "snapshots_held": versions.held,
         "snapshots_revoked": versions.revoked,
         "waiting_pulls": len(state.pulls),
+        "durability": state.durability,
+        "disk": _disk(state, now),
+    }
+
+
+def _disk(state: CoreState, now: float) -> dict[str, Any] | None:
+    """Describe how the data folder does; None if there is none."""
+    if state.settings.data is None:
+        return None
+    checkpoints, records = state.checkpoints, state.records
+    return {
+        "trouble": state.disk_trouble,
+        "unsettled": len(state.unsettled),
+        "records": None if records is None else records.sequence,
+        "durable": None if records is None else records.durable,
+        "journal_bytes": 0 if records is None else records.bytes - checkpoints.bytes,
+        "checkpoint": checkpoints.path,
+        "checkpoint_version": checkpoints.written_version,
+        "checkpoint_age_s": None if checkpoints.path is None else round(now - checkpoints.ended_at, 3),
+        "checkpoint_under_way": checkpoints.is_under_way,
     }
 
 

@@ -1,7 +1,8 @@
 """What became of a gradient, and telling its worker: the end of the way that `intake` begins.
 
-A worker's numbers are settled in its order. A policy may decide on a later number while an earlier one is held for a
-step: what was decided then waits in `Member.decided` until all before it is settled.
+A worker's numbers are *decided* on in its order. A policy may decide on a later number while an earlier one is held for
+a step: what was decided then waits in `Member.ahead` until all before it is decided. Without a data folder what is
+decided is *settled*; with one it is settled when the disk has it (PROTOCOL 2), and waits in `CoreState.unsettled`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import logging
 from itertools import islice
 from typing import Any
 
+from distgrad.durable.replay import OUTCOMES
 from distgrad.errors import GradientRefused
 from distgrad.wire import Gradient
 from distgrad_broker.members import Member
+from distgrad_broker.records import Records
 from distgrad_broker.state import CoreState, Waiter
 
 # A header holds 64 KiB, and a leaf's path may be long: this many refusals are told at a time, each cut to this length.
@@ -23,7 +26,7 @@ MAX_REFUSAL_CHARACTERS = 400
 def settle(
     state: CoreState, gradient: Gradient, member: Member, outcome: str, refusal: GradientRefused | None = None
 ) -> None:
-    """Settle a gradient, or note what became of it until all of its worker before it is settled.
+    """Note what became of a gradient, once all of its worker before it is decided on.
 
     Parameters
     ----------
@@ -38,19 +41,67 @@ def settle(
     refusal : GradientRefused, optional
         Why it was refused.
     """
-    if gradient.number != member.settled + 1:
-        member.decided[gradient.number] = (gradient.charge, outcome, refusal)
+    records = state.records
+    if records is not None and outcome != "applied":  # that is noted by the step, with its weights
+        _record(state, records, gradient, outcome, refusal)
+    if gradient.number != member.decided + 1:
+        member.ahead[gradient.number] = (gradient.charge, outcome, refusal, gradient.cursor)
         return
-    _use_up(state, member, gradient.charge, outcome, refusal)
-    while member.decided:
-        following = member.decided.pop(member.settled + 1, None)
+    _use_up(state, member, gradient.charge, outcome, refusal, gradient.cursor)
+    while member.ahead:
+        following = member.ahead.pop(member.decided + 1, None)
         if following is None:
             return
         _use_up(state, member, *following)
 
 
-def _use_up(state: CoreState, member: Member, charge: int, outcome: str, refusal: GradientRefused | None) -> None:
+def _record(
+    state: CoreState, records: Records, gradient: Gradient, outcome: str, refusal: GradientRefused | None
+) -> None:
+    """Note a decision for the journal."""
+    decision: list[Any] = [OUTCOMES.index(outcome), gradient.worker, gradient.number]
+    if refusal is not None:
+        leaf = None if refusal.leaf is None else refusal.leaf[:MAX_REFUSAL_CHARACTERS]
+        decision += [refusal.reason, leaf, refusal.message[:MAX_REFUSAL_CHARACTERS]]
+    records.decided(decision, state.versions.version)
+
+
+def _use_up(
+    state: CoreState,
+    member: Member,
+    charge: int,
+    outcome: str,
+    refusal: GradientRefused | None,
+    cursor: bytes | str | None,
+) -> None:
     """Use up a member's next number; the one place where this happens."""
+    member.decided += 1
+    if cursor is not None:
+        member.decided_cursor = cursor
+    mark = state.mark()
+    if mark is None:
+        _settle(state, member, charge, outcome, refusal)
+    else:
+        state.unsettled.append((mark, member, charge, outcome, refusal))
+
+
+def settle_durable(state: CoreState, mark: int) -> None:
+    """Settle what was decided on up to a mark, now that the disk has it.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    mark : int
+        As `CoreState.mark` gave it when it was decided.
+    """
+    unsettled = state.unsettled
+    while unsettled and unsettled[0][0] <= mark:
+        _settle(state, *unsettled.popleft()[1:])
+
+
+def _settle(state: CoreState, member: Member, charge: int, outcome: str, refusal: GradientRefused | None) -> None:
+    """Acknowledge a member's next number: it frees window and grant."""
     member.settled += 1
     member.queued_bytes -= charge
     state.queued_bytes -= charge

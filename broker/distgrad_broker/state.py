@@ -7,19 +7,50 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from distgrad.durable.books import Lineage
+from distgrad.errors import GradientRefused
 from distgrad.policies import Held, Policy, Situation, Weighing
 from distgrad.wire import PROTOCOL_VERSION, Gradient, State, charge
 from distgrad_broker.events import Effect, Envelope, Log, Reply
 from distgrad_broker.grants import Grants
-from distgrad_broker.members import Members
+from distgrad_broker.members import Member, Members
+from distgrad_broker.records import Records
 from distgrad_broker.requests import ClientKey, RememberedReplies, RequestError
 from distgrad_broker.versions import Versions
 
 DEFAULT_QUEUE_BYTES = 256 * 1024 * 1024
+# A request whose effect must be on the disk before its reply is told after this long that it is not yet.
+MAX_DISK_WAIT_S = 5.0
+
+NONE, JOURNAL, CHECKPOINT = "none", "journal", "checkpoint"
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """How what happens is kept in a data folder.
+
+    Attributes
+    ----------
+    durability : str
+        When a gradient is settled: with its record (``journal``), with the next checkpoint, or at once (``none``).
+    every_s, every_updates, every_bytes : float, int, int or None
+        A checkpoint is due after so many seconds, updates, bytes of journal; None for never.
+    started_with : dict
+        Settings of this start, to be compared with the next one's.
+    sequence : int
+        Of the last record that is on the disk.
+    """
+
+    durability: str
+    every_s: float | None = None
+    every_updates: int | None = None
+    every_bytes: int | None = None
+    started_with: dict[str, Any] = field(default_factory=dict)
+    sequence: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,6 +73,8 @@ class CoreSettings:
         Begin with the updater stopped.
     save_path : str or None
         File that `save` writes.
+    data : DataSettings or None
+        None if nothing is kept.
     """
 
     incarnation: str
@@ -51,6 +84,40 @@ class CoreSettings:
     lease_s: float = 30.0
     is_stopped: bool = False
     save_path: str | None = None
+    data: DataSettings | None = None
+
+
+class Checkpoints:
+    """What is known of the checkpoints that are written.
+
+    Attributes
+    ----------
+    last : int
+        Ticket of the last one begun.
+    token : str or None
+        Holds the version that is being written; None if none is, or there are no parameters.
+    is_under_way, is_wanted, is_final : bool
+        Whether one is being written; whether somebody waits for the next one; whether the one at the end was begun.
+    version, sequence, bytes : int
+        What the last one begun covers.
+    begun_at, ended_at, retry_at : float
+        Seconds on the shell's clock.
+    path, written_version : str and int, or None
+        The last one that was written whole.
+    waiting : list
+        Who waits for one: ticket, and what is then called with the error or None.
+    """
+
+    def __init__(self) -> None:
+        self.last = 0
+        self.token: str | None = None
+        self.is_under_way = self.is_wanted = self.is_final = False
+        self.version = self.sequence = self.bytes = 0
+        self.generation = 0
+        self.begun_at = self.ended_at = self.retry_at = 0.0
+        self.path: str | None = None
+        self.written_version: int | None = None
+        self.waiting: list[tuple[int, Callable[[str | None], None]]] = []
 
 
 class Waiter:
@@ -112,7 +179,19 @@ class CoreState:
         self.held: list[Held[Gradient]] = []
         self.members = Members(settings.incarnation, settings.max_workers, settings.lease_s)
         self.grants = Grants(settings.queue_bytes or DEFAULT_QUEUE_BYTES)
+        self.lineage = Lineage()
+        data = settings.data
+        self.durability = NONE if data is None else data.durability
+        self.records: Records | None = None
+        if data is not None and self.durability != NONE:
+            self.records = Records(data.sequence, keeps_gradients=self.durability == JOURNAL)
+        # What is decided and not on the disk yet: its mark, and what settles it.
+        self.unsettled: deque[tuple[int, Member, int, str, GradientRefused | None]] = deque()
+        self.checkpoints = Checkpoints()
+        self.disk_trouble: str | None = None
         self.remembered = RememberedReplies()
+        # Mutating requests that wait for their replies, by client.
+        self.under_way: dict[ClientKey, Waiter] = {}
         self.pulls: dict[Any, Waiter] = {}
         self.drains: dict[Any, Waiter] = {}
         # Offers of first parameters: who was asked to send them, until when, and who waits for the outcome.
@@ -145,6 +224,18 @@ class CoreState:
         self.weighing = weighing
         # Looked up for every gradient: whether there is anything to ask.
         self.applies_at_once = policy.is_immediate and weighing.is_neutral
+
+    def mark(self) -> int | None:
+        """Tell what the disk must have before what is decided now is settled.
+
+        Returns
+        -------
+        int or None
+            A record's sequence, or a checkpoint's ticket; None if it is settled at once.
+        """
+        if self.records is None:
+            return None
+        return self.records.sequence if self.durability == JOURNAL else self.checkpoints.last + 1
 
     def situation(self, now: float) -> Situation:
         """Describe the world to a policy.
@@ -306,6 +397,34 @@ class CoreState:
         """
         self._give(waiter, self.reply_header(waiter.request_id, fields), frames, lends)
 
+    def answer_when_durable(
+        self, waiter: Waiter, fields: dict[str, Any], frames: Sequence[Any] = (), *, now: float
+    ) -> None:
+        """Give a request its reply when all that has happened so far is on the disk.
+
+        Parameters
+        ----------
+        waiter : Waiter
+            Who waits; told after `MAX_DISK_WAIT_S` that the disk does not take it.
+        fields : dict
+            The operation's own keys.
+        frames : sequence of buffers
+            Raw frames behind the header.
+        now : float
+            Seconds on the shell's clock.
+        """
+        if self.records is None:
+            self.answer(waiter, fields, frames)
+            return
+        self.records.when_durable(lambda: self.answer(waiter, fields, frames))
+        if not waiter.is_done:
+            waiter.deadline = now + MAX_DISK_WAIT_S
+            self.wait(waiter, self._tell_of_disk)
+
+    def _tell_of_disk(self, waiter: Waiter, _: float) -> None:
+        reason = self.disk_trouble or "the disk is slow"
+        self.fail(waiter, RequestError("failed", f"it was done, but is not on the disk yet: {reason}"))
+
     def fail(self, waiter: Waiter, error: RequestError) -> None:
         """Give a waiting request an error, once.
 
@@ -336,6 +455,8 @@ class CoreState:
         waiter.is_done = True
         if waiter.client is not None and waiter.request_id is not None:
             self.remembered.finish(waiter.client, waiter.request_id, header)
+            if self.under_way.get(waiter.client) is waiter:
+                del self.under_way[waiter.client]
         self.effects.append(Reply(waiter.envelope, header, frames, lends))
 
     def wait(self, waiter: Waiter, on_deadline: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from distgrad.durable.replay import APPLIED
 from distgrad.errors import GradientRefused
 from distgrad.policies import Action, Held, Offered
 from distgrad.wire import Gradient
@@ -96,12 +97,17 @@ def _judge(state: CoreState, gradient: Gradient, member: Member, now: float) -> 
     """Do with one gradient what the policy says."""
     staleness: int | None = None
     base = gradient.base
-    if base is not None and base.generation == state.generation and base.incarnation == state.incarnation:
-        staleness = state.versions.version - base.version
-        if staleness < 0:
-            message = f"computed on version {base.version}, but this is {state.versions.version}; pull before the push"
-            settle(state, gradient, member, "refused", GradientRefused("from_the_future", message))
-            return
+    if base is not None and base.generation == state.generation:
+        if base.incarnation == state.incarnation:
+            staleness = state.versions.version - base.version
+            if staleness < 0:
+                _refuse_future(state, gradient, member, base.version)
+                return
+        elif state.lineage.survives(base) or (
+            # It was shown before a crash that took it back. Where the same gradients give the same bits it comes again.
+            state.policy.is_repeatable and state.lineage.rank(base.incarnation) >= 0
+        ):
+            staleness = state.versions.version - base.version
     if state.applies_at_once:
         _apply_one(state, gradient, member, staleness, 1.0)
     else:
@@ -117,11 +123,19 @@ def _judge(state: CoreState, gradient: Gradient, member: Member, now: float) -> 
             settle(state, gradient, member, "superseded")
         else:
             settle(state, gradient, member, "refused", GradientRefused(decision.reason, decision.message))
+        if state.records is not None:
+            state.records.remember(state.policy.memory())
     if state.pulls:
         pulls.answer_all(state, now)
 
 
+def _refuse_future(state: CoreState, gradient: Gradient, member: Member, version: int) -> None:
+    message = f"computed on version {version}, but this is {state.versions.version}; pull before the push"
+    settle(state, gradient, member, "refused", GradientRefused("from_the_future", message))
+
+
 def _apply_one(state: CoreState, gradient: Gradient, member: Member, staleness: int | None, weight: float) -> None:
+    version = state.versions.version
     try:
         if weight == 1.0:
             state.versions.apply(gradient)
@@ -130,6 +144,9 @@ def _apply_one(state: CoreState, gradient: Gradient, member: Member, staleness: 
     except GradientRefused as refusal:
         settle(state, gradient, member, "refused", refusal)
         return
+    if state.records is not None:
+        weights = None if weight == 1.0 else [weight]
+        state.records.decided([APPLIED, [[gradient.worker, gradient.number]], weights], version)
     _count(gradient, member)
     _note_staleness(member, staleness)
     settle(state, gradient, member, "applied")
@@ -156,11 +173,15 @@ def _apply_step(state: CoreState, step: Sequence[Offered], now: float) -> None:
     gradients = [held.gradient for held in taken]
     weights = state.weighing.weights(taken)
     outcome, trouble = "applied", None
+    version = state.versions.version
     try:
         state.versions.apply_sum(gradients, weights)
     except GradientRefused as refusal:
         # Each was good by itself, but their sum is too large.
         outcome, trouble = "refused", refusal
+    if trouble is None and state.records is not None:
+        names = [[gradient.worker, gradient.number] for gradient in gradients]
+        state.records.decided([APPLIED, names, weights], version)
     for gradient in gradients:
         member = state.members.of(gradient)
         if trouble is None:
@@ -236,7 +257,7 @@ def drop_queued(state: CoreState, member: Member) -> None:
     member : Member
         Whose numbers begin anew elsewhere.
     """
-    if member.settled == member.accepted:
+    if member.decided == member.accepted:
         return
     kept_back: list[Held[Gradient]] = []
     for held in state.held:
@@ -257,6 +278,41 @@ def drop_queued(state: CoreState, member: Member) -> None:
     state.queue = deque(gradient for gradient in state.queue if gradient.worker != member.worker)
     if draining and not state.drain_left:
         end_drain(state)
+
+
+def forget_undecided(state: CoreState, member: Member) -> None:
+    """Take back that a member's gradients were accepted: its next process begins behind those that are decided on.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    member : Member
+        Whose process has a successor.
+    """
+    kept: list[Held[Gradient]] = []
+    for held in state.held:
+        if held.gradient.worker == member.worker:
+            state.policy.withdrawn(held.gradient)
+            _take_back(state, member, held.gradient)
+        else:
+            kept.append(held)
+    state.held = kept
+    draining = state.drain_left
+    for place, gradient in enumerate(state.queue):
+        if gradient.worker == member.worker:
+            state.drain_left -= place < draining
+            _take_back(state, member, gradient)
+    state.queue = deque(gradient for gradient in state.queue if gradient.worker != member.worker)
+    member.accepted, member.cursor = member.decided, member.decided_cursor
+    member.judged = min(member.judged, member.decided)
+    if draining and not state.drain_left:
+        end_drain(state)
+
+
+def _take_back(state: CoreState, member: Member, gradient: Gradient) -> None:
+    member.queued_bytes -= gradient.charge
+    state.queued_bytes -= gradient.charge
 
 
 def end_drain(state: CoreState) -> None:

@@ -27,6 +27,8 @@ Branches say whose fault it is, so that callers catch a branch and read the leaf
     ├── BrokerUnreachable (TimeoutError)  no answer within the timeout
     ├── KeyFileError                    a key file is missing, loose or unreadable
     └── CheckpointError                 a file of parameters cannot be read or written
+        ├── DataFolderInUse             another process has the data folder
+        └── DataDamaged                 a journal or checkpoint is not as it was written
 """
 
 from __future__ import annotations
@@ -221,9 +223,35 @@ class CheckpointError(DistgradError):
     """A file of parameters cannot be read or written."""
 
 
+class DataFolderInUse(CheckpointError):
+    """Another process has the data folder."""
+
+
+class DataDamaged(CheckpointError):
+    """A journal or checkpoint is not as it was written.
+
+    Parameters
+    ----------
+    message : str
+        What was expected and what was found.
+    path : str
+        The file at fault.
+    offset : int
+        Where in it, bytes.
+    hint : str, optional
+        The choices that are left.
+    """
+
+    def __init__(self, message: str, *, path: str, offset: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.path = path
+        self.offset = offset
+
+
 _BY_CODE: dict[str, type[ControlError]] = {
     "forbidden": Forbidden,
     "restarted": BrokerRestarted,
+    "history_lost": HistoryLost,
     "fenced": Fenced,
     "revoked": SnapshotRevoked,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -333,6 +333,31 @@ class ParameterHolder:
         specs = self.layout.arenas[: self.layout.n_trainable_arenas]
         trained = [lasting_empty(spec.size, spec.dtype) for spec in specs]
         return Storage(self.layout, [*trained, *self.storage.arenas[len(trained) :]])
+
+    def restore_state(self, state: Mapping[str, Sequence[Array]], steps: int) -> None:
+        """Put the rule's state back that belongs to the current parameters.
+
+        Parameters
+        ----------
+        state : mapping of str to sequence of ndarray
+            For each slot an array per trainable arena, which are the holder's from now on.
+        steps : int
+            Updates since it was reset.
+
+        Raises
+        ------
+        ConfigError
+            If it does not fit the rule or the layout.
+        """
+        for slot, own in self.state.items():
+            given = state.get(slot, ())
+            if [(array.size, array.dtype) for array in given] != [(array.size, array.dtype) for array in own]:
+                raise ConfigError(f"the state {slot!r} does not fit the rule and the parameters")
+        if state.keys() != self.state.keys():
+            raise ConfigError(f"the rule has the state {', '.join(self.state)}, got {', '.join(state)}")
+        self.state = {slot: list(state[slot]) for slot in self.state}
+        self.steps = steps
+        self._prepare()
 
     def nest(self, *, copy: bool = True) -> Nest:
         """Return the parameters in the nest that they were set in.

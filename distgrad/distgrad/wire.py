@@ -45,7 +45,7 @@ class State(NamedTuple):
     Attributes
     ----------
     incarnation : str
-        New each time a broker starts without recovering what it had.
+        New each time a broker starts.
     generation : int
         Rises when parameters are replaced.
     version : int
@@ -82,6 +82,12 @@ class Gradient:
         Bytes of payload, and what they count for in grants.
     user : str or None
         Identity that the connection's key gave, or ``None`` without keys.
+    is_inline : bool
+        Whether the payload came within the header's frame.
+    frame : bytes
+        The header's frame; set only where there is a journal to keep it in.
+    sequence : int
+        Of its record in the journal, likewise.
     """
 
     __slots__ = (
@@ -92,9 +98,12 @@ class Gradient:
         "encoding",
         "examples",
         "fingerprint",
+        "frame",
+        "is_inline",
         "loss",
         "number",
         "parts",
+        "sequence",
         "session",
         "size",
         "user",
@@ -115,6 +124,9 @@ class Gradient:
     size: int
     charge: int
     user: str | None
+    is_inline: bool
+    frame: bytes
+    sequence: int
 
 
 def charge(payload_bytes: int) -> int:
@@ -244,6 +256,7 @@ def parse_gradient(header: dict[str, Any], parts: Sequence[Any], size: int, user
     ):
         raise MalformedMessage("gradient header has a missing or impossible value; docs/wire.md has the table")
     gradient.base = None if base is None else parse_state(base)
+    gradient.is_inline = payload is not None
     if payload is not None:
         parts, size = (payload,), len(payload)
     gradient.parts = parts

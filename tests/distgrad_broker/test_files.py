@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def job(ticket: int) -> SaveParameters:
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_a_save_is_written_and_told(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"w{suffix}"
-    ended: queue.SimpleQueue[SaveEnded] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
     thread = FileThread(str(path), ended.put)
 
     thread.save(job(3))
@@ -40,7 +41,7 @@ def test_a_save_is_written_and_told(tmp_path: Path, suffix: str) -> None:
 
 def test_what_goes_wrong_is_told_and_the_thread_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "later"
-    ended: queue.SimpleQueue[SaveEnded] = queue.SimpleQueue()
+    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
     thread = FileThread(str(folder / "w.npz"), ended.put)
 
     thread.save(job(1))
@@ -55,7 +56,7 @@ def test_what_goes_wrong_is_told_and_the_thread_goes_on(tmp_path: Path) -> None:
 
 def test_close_ends_the_thread_after_what_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
-    ended: list[SaveEnded] = []
+    ended: list[Any] = []
 
     def slow_write(_path: str, _nest: object) -> None:
         gate.wait(20)
@@ -80,4 +81,4 @@ def test_a_thread_that_was_never_needed_is_never_started(tmp_path: Path) -> None
 
 
 def test_without_a_path_nothing_is_written() -> None:
-    assert FileThread(None, lambda _: None).write(job(1)) == "no file was named"
+    assert FileThread(None, lambda _: None).write_now(job(1)) == "no file was named"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distgrad.durable.books import LIVE, SILENT
 from distgrad_broker.grants import Grants
-from distgrad_broker.members import LIVE, SILENT, Member
+from distgrad_broker.members import Member
 
 
 def people(count: int) -> list[Member]:

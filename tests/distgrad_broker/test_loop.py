@@ -30,7 +30,9 @@ from distgrad_broker.events import (
     ShutdownAsked,
     SocketsDrained,
     WorkDue,
+    WriteCheckpoint,
 )
+from distgrad_broker.records import Record
 from distgrad_worker import Worker
 
 HEADER = {"v": 1, "kind": "gradient", "worker": "w", "session": "s", "attempt": 1, "number": 1, "fingerprint": 5}
@@ -56,6 +58,9 @@ class ScriptedCore:
     def is_drained(self) -> bool:
         return not self.work
 
+    def take_records(self) -> list[Record]:
+        return []
+
     def next_deadline(self) -> float | None:
         return self.deadline
 
@@ -73,12 +78,25 @@ class ScriptedCore:
         return [type(event) for event in self.log]
 
 
+class Files:
+    """What the loop hands to the file thread."""
+
+    def __init__(self) -> None:
+        self.saves: queue.SimpleQueue[SaveParameters] = queue.SimpleQueue()
+        self.written: queue.SimpleQueue[Sequence[Record]] = queue.SimpleQueue()
+        self.save = self.saves.put
+        self.write = self.written.put
+
+    def checkpoint(self, job: WriteCheckpoint) -> None:
+        raise AssertionError("no core here asks for a checkpoint")
+
+
 class Running:
     """A loop on its thread, with a client for each channel."""
 
     def __init__(self, core: ScriptedCore) -> None:
         self.core = core
-        self.saves: queue.SimpleQueue[SaveParameters] = queue.SimpleQueue()
+        self.files = Files()
         self.logs: list[Log] = []
         self.loop: loop.Loop
         self.endpoints: tuple[str, str]
@@ -91,7 +109,7 @@ class Running:
         gradients = sockets.gradient_server(context, "tcp://127.0.0.1:0")
         self.endpoints = control.endpoint, gradients.endpoint
         channels = ControlChannel(control, None), GradientChannel(gradients, None)
-        self.loop = loop.Loop(self.core, *channels, None, self.saves.put, self.logs.append)  # type: ignore[arg-type]
+        self.loop = loop.Loop(self.core, *channels, None, self.files, self.logs.append)  # type: ignore[arg-type]
         self._is_ready.set()
         self.loop.run()
         self.loop.close()
@@ -176,7 +194,7 @@ def test_a_save_goes_to_the_file_thread_and_its_end_comes_back() -> None:
 
     with running(answer) as made:
         made.asker.send(pack({"v": 1, "op": "save"}))
-        assert made.saves.get(timeout=20) is job
+        assert made.files.saves.get(timeout=20) is job
         made.loop.post(SaveEnded(1, "path", None))
         assert type(made.core.seen.get(timeout=20)) is RequestReceived
         assert made.core.seen.get(timeout=20) == SaveEnded(1, "path", None)

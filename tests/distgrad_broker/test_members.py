@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from distgrad_broker.members import LEFT, LIVE, PAST_NONCES, SILENT, Members, parse_session
+from distgrad.durable.books import LEFT, LIVE, SILENT
+from distgrad_broker.members import PAST_NONCES, Members, parse_session
 from distgrad_broker.requests import RequestError
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16

@@ -13,6 +13,7 @@ import numpy as np
 
 from distgrad import wire
 from distgrad.codec import encode
+from distgrad.durable.books import LIVE
 from distgrad.errors import (
     BrokerRestarted,
     DeliveryFailed,
@@ -24,7 +25,6 @@ from distgrad.errors import (
 )
 from distgrad.layout import Layout
 from distgrad_broker.events import Event, Reply, RequestReceived, SocketsDrained, WorkDue
-from distgrad_broker.members import LIVE
 from distgrad_worker.headers import Header, checked_details
 from distgrad_worker.losses import MAX_TRIES
 from distgrad_worker.session import GREETING, OPEN, Session

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distgrad import policies, wire
+from distgrad.durable.books import LIVE
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad_broker.core import Core
 from distgrad_broker.events import Event, Reply, RequestReceived, WorkDue
-from distgrad_broker.members import LIVE, Member
+from distgrad_broker.members import Member
 from distgrad_broker.state import CoreSettings
 from distgrad_broker.versions import Versions
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import random
 import threading
 import time
 from typing import Any
@@ -242,7 +243,8 @@ class Driver:
             if not (session.phase == GREETING or session.is_busy or now >= self._next_beat):
                 return
         elif now >= asked.sent_at + self._retry_s:
-            self._retry_s = min(2 * self._retry_s, LAST_RETRY_S)
+            # Not all at once, when a broker comes back to many.
+            self._retry_s = min(2 * self._retry_s, LAST_RETRY_S) * random.uniform(0.75, 1.0)
             self._open_request()
         elif asked.is_hello or asked.hurry == session.hurry or not session.hurry:
             return

@@ -93,7 +93,7 @@ class Progress:
 
 
 def cost_of_restart(
-    worker_id: str, settled: int, accepted: int, *, is_adopted: bool
+    worker_id: str, settled: int, accepted: int, *, is_adopted: bool, is_durable: bool
 ) -> HistoryLost | BrokerRestarted | None:
     """Tell what a restart of the broker has cost a worker (PROTOCOL 6).
 
@@ -107,6 +107,8 @@ def cost_of_restart(
         The last number that the new incarnation has.
     is_adopted : bool
         Whether the new incarnation took the worker's own word for its numbers, for want of any memory.
+    is_durable : bool
+        Whether it settles only what is on its disk.
 
     Returns
     -------
@@ -119,7 +121,7 @@ def cost_of_restart(
             f"the broker has {accepted} gradients of {worker_id!r}, but had settled {settled}: "
             "its data directory is older than what it had acknowledged",
         )
-    if not is_adopted and settled > 0:
+    if is_durable or (not is_adopted and settled > 0):
         return None
     error = BrokerRestarted(
         "restarted",

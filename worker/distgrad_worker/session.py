@@ -296,6 +296,8 @@ class Session:
             self.cursor = header["cursor"]
         self.gradients = str(header["gradients"])
         self.lease_s = float(header["lease_s"])
+        # What is settled by checkpoints alone is kept for longer: as much as the grant allows.
+        self.window.keeps_all = header.get("durability") == "checkpoint"
         self._queue_bytes = int(header["queue_bytes"])
         self._progress.accepted = accepted
         self._take_news(header)
@@ -368,8 +370,16 @@ class Session:
     def _on_restart(self, header: Mapping[str, Any]) -> None:
         """Tell the user once what went with the old incarnation (PROTOCOL 6)."""
         settled = (self.window.lowest or self.window.last + 1) - 1
-        self.window.disown()
-        cost = cost_of_restart(self.worker_id, settled, int(header["accepted"]), is_adopted=bool(header["adopted"]))
+        is_durable = header.get("durability", "none") != "none"
+        if not is_durable:
+            self.window.disown()
+        cost = cost_of_restart(
+            self.worker_id,
+            settled,
+            int(header["accepted"]),
+            is_adopted=bool(header["adopted"]),
+            is_durable=is_durable,
+        )
         if isinstance(cost, HistoryLost):
             self._end(cost)
         elif cost is not None:

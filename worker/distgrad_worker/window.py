@@ -69,6 +69,8 @@ class Window:
 
     def __init__(self, limit_bytes: int | None) -> None:
         self.limit_bytes = limit_bytes
+        # Whether only the grant limits a window whose user named no limit.
+        self.keeps_all = False
         self.settled = 0
         self.sent = 0
         self.last = 0
@@ -131,6 +133,8 @@ class Window:
         """
         if self.kept_bytes + charge > grant:
             return False
+        if self.limit_bytes is None and self.keeps_all:
+            return True
         limit = max(DEFAULT_LIMIT_BYTES, 2 * charge) if self.limit_bytes is None else self.limit_bytes
         return not self._entries or self.kept_bytes + charge <= limit
 

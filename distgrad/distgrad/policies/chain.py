@@ -46,6 +46,7 @@ class Chain(Policy):
         self.is_immediate = all(link.is_immediate for link in links)
         self.gates_pulls = any(link.gates_pulls for link in links)
         self.holds = self._last.holds
+        self.is_repeatable = self._last.is_repeatable
 
     def offer(self, gradient: Offered, staleness: int | None, situation: Situation) -> Decision:
         """Ask each link; see `Policy.offer`."""
@@ -105,6 +106,15 @@ class Chain(Policy):
     def waits_for(self, situation: Situation) -> list[str]:
         """Join the links' names; see `Policy.waits_for`."""
         return [name for link in self._links for name in link.waits_for(situation)]
+
+    def memory(self) -> dict[str, Any]:
+        """Join the links' memories; see `Policy.memory`."""
+        return {key: value for link in self._links for key, value in link.memory().items()}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Tell each link; see `Policy.recall`."""
+        for link in self._links:
+            link.recall(memory)
 
     def settings(self) -> dict[str, Any]:
         """Join the links' settings; see `Policy.settings`."""

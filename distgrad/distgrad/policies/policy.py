@@ -124,12 +124,16 @@ class Policy:
         Whether `may_pull` may be False.
     holds : bool
         Whether `offer` may hold a gradient.
+    is_repeatable : bool
+        Whether the same gradients make the same versions, bit for bit, in whatever order they come. What was computed
+        on a version that a crash took back is then offered with a negative staleness: the version comes again.
     """
 
     name = "policy"
     is_immediate = False
     gates_pulls = False
     holds = False
+    is_repeatable = False
 
     def offer(self, gradient: Offered, staleness: int | None, situation: Situation) -> Decision:
         """Decide on one gradient, the next in the order of acceptance.
@@ -139,8 +143,8 @@ class Policy:
         gradient : Offered
             The gradient.
         staleness : int or None
-            Updates since the state that it was computed on, at least 0. None if that state was not told, or belongs to
-            parameters that were replaced since.
+            Updates since the state that it was computed on, at least 0 unless the policy `is_repeatable`. None if that
+            state was not told, or belongs to parameters that were replaced since.
         situation : Situation
             As of now.
 
@@ -282,6 +286,25 @@ class Policy:
             Ids, or words such as "2 more workers".
         """
         return ()
+
+    def memory(self) -> dict[str, Any]:
+        """Give what must outlive the process; what can be offered again need not.
+
+        Returns
+        -------
+        dict
+            For `recall`; small, and of what msgpack knows.
+        """
+        return {}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Take back what an earlier process remembered.
+
+        Parameters
+        ----------
+        memory : dict
+            From `memory`, perhaps of a policy with other settings.
+        """
 
     def settings(self) -> dict[str, Any]:
         """Give the settings in force.

@@ -1,0 +1,170 @@
+"""When a checkpoint is written, and what happens when one ended. The file thread does the writing.
+
+The loop pauses for a copy of the optimizer's state; the parameters are a version that is held like a reader's. With
+``durability checkpoint`` what is decided is settled when a checkpoint has it, so one is also due when somebody waits:
+for a flush, or for room in the window (PROTOCOL 2; a window smaller than the interval would wait for ever).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from distgrad.arrays import lasting_empty
+from distgrad.durable.checkpoint_header import Checkpoint
+from distgrad.durable.checkpoint_state import pack_state
+from distgrad.layout import Layout
+from distgrad_broker import settling
+from distgrad_broker.bookkeeping import books_of
+from distgrad_broker.events import CheckpointEnded, WriteCheckpoint
+from distgrad_broker.state import CHECKPOINT, CoreState
+
+# After one that could not be written, the next is tried this much later.
+RETRY_S = 1.0
+
+
+def want(state: CoreState, *, is_urgent: bool) -> None:
+    """Ask for a checkpoint soon, because somebody waits for it.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    is_urgent : bool
+        Whether somebody does; otherwise nothing is asked for.
+    """
+    if is_urgent:
+        state.checkpoints.is_wanted = True
+
+
+def when_written(state: CoreState, call: Callable[[str | None], None]) -> None:
+    """Have something done when a checkpoint of what is there now has ended.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    call : callable
+        Called with the error, or None.
+    """
+    checkpoints = state.checkpoints
+    checkpoints.is_wanted = True
+    checkpoints.waiting.append((checkpoints.last + 1, call))
+
+
+def look(state: CoreState, now: float) -> None:
+    """Begin a checkpoint if one is due.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    now : float
+        Seconds on the shell's clock.
+    """
+    checkpoints, data = state.checkpoints, state.settings.data
+    if data is None or checkpoints.is_under_way or now < checkpoints.retry_at:
+        return
+    if state.is_closing:
+        is_due = not checkpoints.is_final and not (state.queue and state.is_running) and _has_changed(state)
+        checkpoints.is_final |= is_due
+    else:
+        is_due = checkpoints.is_wanted or _is_due(state, now)
+    if is_due:
+        _begin(state, now)
+
+
+def end(state: CoreState, event: CheckpointEnded, now: float) -> None:
+    """Take note of what became of a checkpoint.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    event : CheckpointEnded
+        From the file thread.
+    now : float
+        Seconds on the shell's clock.
+    """
+    checkpoints = state.checkpoints
+    checkpoints.is_under_way = False
+    checkpoints.ended_at = now
+    if checkpoints.token is not None:
+        state.versions.release(checkpoints.token)
+        checkpoints.token = None
+    if event.error is None:
+        checkpoints.path, checkpoints.written_version = event.path, checkpoints.version
+        state.log(
+            logging.INFO,
+            "checkpoint written",
+            path=event.path,
+            version=checkpoints.version,
+            seconds=round(now - checkpoints.begun_at, 3),
+        )
+        if state.durability == CHECKPOINT:
+            settling.settle_durable(state, event.ticket)
+    else:
+        checkpoints.retry_at = now + RETRY_S
+        checkpoints.is_wanted = True
+        state.log(logging.ERROR, "checkpoint failed", path=event.path, error=event.error)
+    due = [call for ticket, call in checkpoints.waiting if ticket <= event.ticket]
+    checkpoints.waiting = [waiting for waiting in checkpoints.waiting if waiting[0] > event.ticket]
+    for call in due:
+        call(event.error)
+
+
+def _is_due(state: CoreState, now: float) -> bool:
+    checkpoints, data = state.checkpoints, state.settings.data
+    assert data is not None  # the caller has looked
+    if data.every_updates is not None and state.versions.version - checkpoints.version >= data.every_updates:
+        return True
+    if state.records is not None and data.every_bytes is not None:
+        if state.records.bytes - checkpoints.bytes >= data.every_bytes:
+            return True
+    return data.every_s is not None and now - checkpoints.begun_at >= data.every_s and _has_changed(state)
+
+
+def _has_changed(state: CoreState) -> bool:
+    checkpoints = state.checkpoints
+    sequence = 0 if state.records is None else state.records.sequence
+    now = (state.versions.version, state.generation, sequence)
+    return now != (checkpoints.version, checkpoints.generation, checkpoints.sequence)
+
+
+def _begin(state: CoreState, now: float) -> None:
+    checkpoints, versions, records = state.checkpoints, state.versions, state.records
+    checkpoints.is_under_way, checkpoints.is_wanted = True, False
+    checkpoints.last += 1
+    checkpoints.begun_at = now
+    checkpoints.version, checkpoints.generation = versions.version, state.generation
+    if records is None:
+        checkpoints.sequence += 1
+    else:
+        checkpoints.sequence, checkpoints.bytes = records.sequence, records.bytes
+    layout: Layout | None = None
+    arenas: list[Any] = []
+    if versions.layout is not None:
+        checkpoints.token, layout, arenas, _ = versions.pin(now)
+    slots = {slot: [_copy(array) for array in arrays] for slot, arrays in versions.holder.state.items()}
+    first_needed = _first_needed(state)
+    content = pack_state(versions.holder, books_of(state), first_needed)
+    checkpoint = Checkpoint(checkpoints.sequence, versions.version, content, layout, arenas, slots)
+    state.effects.append(WriteCheckpoint(checkpoints.last, checkpoint, first_needed))
+
+
+def _first_needed(state: CoreState) -> int:
+    """Give the oldest record that a recovery needs: of a gradient that is queued or held, else the next one."""
+    first = state.checkpoints.sequence + 1
+    if state.records is not None and state.records.keeps_gradients:
+        waiting = [*(held.gradient for held in state.held[:1]), *([state.queue[0]] if state.queue else [])]
+        first = min([first, *(gradient.sequence for gradient in waiting)])
+    return first
+
+
+def _copy(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    copy = lasting_empty(array.size, array.dtype)
+    np.copyto(copy, array)
+    return copy

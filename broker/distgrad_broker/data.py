@@ -1,0 +1,205 @@
+"""A broker's data folder: opened, recovered, and told apart from what the broker was started with this time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgpack
+
+from distgrad import log, policies
+from distgrad.durable.books import Recovered
+from distgrad.durable.checkpoint_file import CheckpointWriter
+from distgrad.durable.checkpoint_header import Checkpoint
+from distgrad.durable.checkpoint_state import pack_state
+from distgrad.durable.data_folder import DataFolder
+from distgrad.durable.disk import Disk
+from distgrad.durable.journal import resume
+from distgrad.durable.recovery import recover
+from distgrad.errors import CheckpointError
+from distgrad.holder import ParameterHolder
+from distgrad.policies import Policy, Weighing
+from distgrad.rules import Rule
+from distgrad_broker.config import BrokerConfig
+from distgrad_broker.disk_writer import DiskWriter
+from distgrad_broker.state import JOURNAL, NONE, DataSettings
+
+_LOGGER = logging.getLogger("distgrad_broker")
+
+# A long recovery tells how far it is this often.
+PROGRESS_S = 2.0
+
+
+class OpenData(NamedTuple):
+    """A data folder in use.
+
+    Attributes
+    ----------
+    recovered : Recovered
+        What was found.
+    settings : DataSettings
+        For the core.
+    writer : DiskWriter
+        For the file thread; it closes the folder.
+    policy, weighing : Policy, Weighing
+        In force: the recovered ones, unless the broker was started with others than the last time.
+    """
+
+    recovered: Recovered
+    settings: DataSettings
+    writer: DiskWriter
+    policy: Policy
+    weighing: Weighing
+
+
+def open_data(
+    config: BrokerConfig, disk: Disk, holder: ParameterHolder, policy: Policy, *, salt: int | None = None
+) -> OpenData:
+    """Open the data folder, and bring the holder to where the last broker left it.
+
+    Parameters
+    ----------
+    config : BrokerConfig
+        With a data folder.
+    disk : Disk
+        Where it is.
+    holder : ParameterHolder
+        Without parameters, with mode and rule as the broker was started.
+    policy : Policy
+        As the broker was started.
+    salt : int, optional
+        Of the journal; by default a random one.
+
+    Returns
+    -------
+    OpenData
+        Whose writer must be closed.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is a file.
+    CheckpointError
+        If it is in use, damaged, or of a newer version.
+    """
+    path = os.fspath(config.data) if config.data is not None else ""
+    started_with = _started_with(holder, policy, config.weighing())
+    mode, rule = holder.mode, holder.rule
+    folder = DataFolder(disk, path)
+    try:
+        folder.clean()
+        until = config.recover_until
+        recovered = recover(disk, folder, holder, until=until, on_progress=_progress())
+        for damaged, reason in recovered.damaged:
+            log.event(
+                _LOGGER, logging.ERROR, "checkpoint is damaged, an older one is used", path=damaged, reason=reason
+            )
+        if until is not None:
+            recovered = _set_aside(disk, folder, holder, recovered, until)
+        policy, weighing = _settle_settings(config, holder, recovered, started_with, mode, rule, policy)
+        durability = config.durability or JOURNAL
+        journal = None
+        if durability != NONE:
+            journal = resume(
+                disk, path, next_sequence=recovered.sequence + 1, segment_bytes=config.segment_bytes, salt=salt
+            )
+    except BaseException:
+        folder.close()
+        raise
+    sync_s, sync_bytes = config.sync_pace()
+    return OpenData(
+        recovered,
+        DataSettings(
+            durability=durability,
+            every_s=config.checkpoint_every,
+            every_updates=config.checkpoint_updates,
+            every_bytes=config.checkpoint_journal,
+            started_with=started_with,
+            sequence=recovered.sequence,
+        ),
+        DiskWriter(disk, folder, journal, sync_s=sync_s, sync_bytes=sync_bytes, keep=config.keep_checkpoints),
+        policy,
+        weighing,
+    )
+
+
+def _started_with(holder: ParameterHolder, policy: Policy, weighing: Weighing) -> dict[str, Any]:
+    """Give the settings that decide what an update does, as they come back from a file."""
+    rule = holder.rule
+    settings = {
+        "mode": holder.mode,
+        "rule": None if rule is None else [rule.name, rule.settings()],
+        "policy": [policy.name, policy.settings()],
+        "weighing": weighing.settings(),
+    }
+    unpacked: dict[str, Any] = msgpack.unpackb(msgpack.packb(settings))
+    return unpacked
+
+
+def _settle_settings(
+    config: BrokerConfig,
+    holder: ParameterHolder,
+    recovered: Recovered,
+    started_with: dict[str, Any],
+    mode: str,
+    rule: Rule | None,
+    policy: Policy,
+) -> tuple[Policy, Weighing]:
+    """Decide between what was in force and what the broker is started with: who changes a setting means it."""
+    books = recovered.books
+    if not books.incarnation:
+        return policy, config.weighing()
+    changed = {name for name, value in started_with.items() if books.settings.get(name) != value}
+    if changed:
+        log.event(_LOGGER, logging.INFO, "started with other settings than before", changed=",".join(sorted(changed)))
+    if "mode" in changed:
+        holder.set_mode(mode)
+    if "rule" in changed:
+        holder.replace_rule(rule)
+    weighing = config.weighing()
+    if "weighing" not in changed and books.weighing:
+        weighing = Weighing(**books.weighing)
+    if "policy" not in changed and books.policy is not None:
+        name, settings = books.policy
+        if [name, settings] != started_with["policy"]:
+            policy = policies.build(name, {key: value for key, value in settings.items() if value is not None})
+    return policy, weighing
+
+
+def _set_aside(disk: Disk, folder: DataFolder, holder: ParameterHolder, recovered: Recovered, until: int) -> Recovered:
+    """Make an older version the newest one, and keep what came after it in a folder of its own."""
+    if holder.version != until:
+        raise CheckpointError(
+            f"version {until} is not in {folder.path}: the nearest before it is {holder.version}",
+            hint=f"name that one: --recover-until {holder.version}",
+        )
+    books = recovered.books
+    for member in books.members.values():
+        # What was accepted and not decided is in the journal that is set aside; its worker sends it again.
+        member.accepted, member.cursor = member.decided, member.decided_cursor
+    content = pack_state(holder, books, recovered.sequence + 1)
+    arenas = [] if holder.storage is None else holder.storage.arenas
+    checkpoint = Checkpoint(recovered.sequence, until, content, holder.layout, arenas, holder.state)
+    path = folder.checkpoint_path(recovered.sequence, until)
+    writer = CheckpointWriter(disk, path, checkpoint)
+    while not writer.step():
+        pass
+    aside = folder.set_aside(path)
+    log.event(_LOGGER, logging.WARNING, "went back to an older version", version=until, set_aside=aside)
+    return recovered._replace(pending={})
+
+
+def _progress() -> Callable[[int, int], None]:
+    told_at = time.monotonic()
+
+    def tell(records: int, version: int) -> None:
+        nonlocal told_at
+        now = time.monotonic()
+        if now - told_at >= PROGRESS_S:
+            told_at = now
+            log.event(_LOGGER, logging.INFO, "recovering", records=records, version=version)
+
+    return tell

@@ -1,0 +1,292 @@
+"""The few things that are asked of a disk, so that tests can put another one in its place.
+
+What is written is on the disk after `File.sync`; that a file exists, or has another name, after `Disk.sync_folder`.
+Before that a crash of the machine may lose it, whole or in part and in any order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from distgrad.arrays import lasting_empty
+from distgrad.errors import DataFolderInUse
+
+# Linux takes this many buffers in one call.
+_MAX_BUFFERS = 1024
+# Gradients' headers and small parts; a copy is cheaper than one more buffer in a gathered write.
+_JOIN_BELOW_BYTES = 4096
+
+
+class File(Protocol):
+    """A file that is written to. One thread uses it."""
+
+    def write(self, offset: int, buffers: Sequence[Any]) -> int:
+        """Write buffers behind one another; give the number of bytes. An `OSError` may leave some of them written."""
+        ...
+
+    def allocate(self, size: int) -> None:
+        """Reserve room up to this size; the new bytes are zeros. An `OSError` leaves the file usable."""
+        ...
+
+    def truncate(self, size: int) -> None:
+        """Cut the file to a size."""
+        ...
+
+    def sync(self) -> None:
+        """Wait until what was written is on the disk. After an `OSError` nobody knows what is: the file is given up."""
+        ...
+
+    def close(self) -> None:
+        """Close the file; what was not synced may still be lost."""
+        ...
+
+
+class Disk(Protocol):
+    """Files and folders by path."""
+
+    def make_folder(self, folder: str) -> None:
+        """Make a folder, and those above it, if it is not there."""
+        ...
+
+    def lock(self, path: str) -> Lock:
+        """Take a lock file for this process, until it ends; `DataFolderInUse` if another process has it."""
+        ...
+
+    def create(self, path: str) -> File:
+        """Make a new file; `FileExistsError` if it is there."""
+        ...
+
+    def open(self, path: str) -> File:
+        """Open a file that is there for writing."""
+        ...
+
+    def read(self, path: str, offset: int = 0, size: int | None = None) -> memoryview:
+        """Read a piece of a file into memory of its own; shorter if the file ends before."""
+        ...
+
+    def read_into(self, path: str, offset: int, buffer: memoryview) -> int:
+        """Fill a buffer of bytes from a file; give how many there were, fewer if the file ends before."""
+        ...
+
+    def size(self, path: str) -> int:
+        """Give the length of a file in bytes."""
+        ...
+
+    def list(self, folder: str) -> list[str]:
+        """Name the files in a folder, sorted."""
+        ...
+
+    def rename(self, source: str, target: str) -> None:
+        """Give a file another name, in place of whatever had that name."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """Remove a file."""
+        ...
+
+    def sync_folder(self, folder: str) -> None:
+        """Wait until the names in a folder are on the disk."""
+        ...
+
+
+class Lock(Protocol):
+    """A lock that is held."""
+
+    def close(self) -> None:
+        """Give it back."""
+        ...
+
+
+class OsFile:
+    """A file of the operating system.
+
+    Parameters
+    ----------
+    descriptor : int
+        Open for writing; owned from now on.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def write(self, offset: int, buffers: Sequence[Any]) -> int:
+        """Write buffers behind one another; see `File.write`."""
+        total = 0
+        pending = [memoryview(buffer).cast("B") for buffer in _joined(buffers) if len(buffer)]
+        first = 0
+        while first < len(pending):
+            written = _write_at(self._descriptor, pending[first : first + _MAX_BUFFERS], offset + total)
+            if not written:
+                return total  # the caller sees that it is less than it gave
+            total += written
+            while first < len(pending) and written >= len(pending[first]):
+                written -= len(pending[first])
+                first += 1
+            if written:
+                pending[first] = pending[first][written:]
+        return total
+
+    def allocate(self, size: int) -> None:
+        """Reserve room; see `File.allocate`."""
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._descriptor, 0, size)
+
+    def truncate(self, size: int) -> None:
+        """Cut the file; see `File.truncate`."""
+        os.ftruncate(self._descriptor, size)
+
+    def sync(self) -> None:
+        """Wait for the disk; see `File.sync`."""
+        getattr(os, "fdatasync", os.fsync)(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file; see `File.close`."""
+        os.close(self._descriptor)
+
+
+class OsDisk:
+    """The operating system's files."""
+
+    def make_folder(self, folder: str) -> None:
+        """Make a folder; see `Disk.make_folder`."""
+        os.makedirs(folder, exist_ok=True)
+
+    def lock(self, path: str) -> Lock:
+        """Take a lock file; see `Disk.lock`."""
+        return OsLock(path)
+
+    def create(self, path: str) -> OsFile:
+        """Make a new file; see `Disk.create`."""
+        return OsFile(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666))
+
+    def open(self, path: str) -> OsFile:
+        """Open a file for writing; see `Disk.open`."""
+        return OsFile(os.open(path, os.O_WRONLY | getattr(os, "O_BINARY", 0)))
+
+    def read(self, path: str, offset: int = 0, size: int | None = None) -> memoryview:
+        """Read a piece of a file; see `Disk.read`."""
+        with open(path, "rb", buffering=0) as file:
+            length = os.fstat(file.fileno()).st_size - offset
+            # Huge pages where there are any: reading 64 MiB into a new bytearray is five times slower than into these.
+            memory = memoryview(lasting_empty(max(0, length if size is None else min(size, length)), np.uint8))
+            file.seek(offset)
+            done = 0
+            while done < len(memory) and (count := file.readinto(memory[done:])):
+                done += count
+            return memory[:done]
+
+    def read_into(self, path: str, offset: int, buffer: memoryview) -> int:
+        """Fill a buffer from a file; see `Disk.read_into`."""
+        with open(path, "rb", buffering=0) as file:
+            file.seek(offset)
+            done = 0
+            while done < len(buffer) and (count := file.readinto(buffer[done:])):
+                done += count
+            return done
+
+    def size(self, path: str) -> int:
+        """Give the length of a file; see `Disk.size`."""
+        return os.stat(path).st_size
+
+    def list(self, folder: str) -> list[str]:
+        """Name the files in a folder; see `Disk.list`."""
+        return sorted(os.listdir(folder))
+
+    def rename(self, source: str, target: str) -> None:
+        """Give a file another name; see `Disk.rename`."""
+        os.replace(source, target)
+
+    def remove(self, path: str) -> None:
+        """Remove a file; see `Disk.remove`."""
+        os.unlink(path)
+
+    def sync_folder(self, folder: str) -> None:
+        """Wait until the names in a folder are on the disk; see `Disk.sync_folder`."""
+        if os.name == "nt":
+            return  # Windows cannot open a folder, and orders renames by itself
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class OsLock:
+    """A lock file that the operating system lets go of when the process ends, however it ends.
+
+    Parameters
+    ----------
+    path : str
+        Made if it is not there; stays behind.
+
+    Raises
+    ------
+    DataFolderInUse
+        If another process has it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(self._descriptor)
+        except OSError as error:
+            os.close(self._descriptor)
+            if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+                raise
+            raise DataFolderInUse(
+                f"{os.path.dirname(path)} is in use by another process",
+                hint="end that broker first, or give this one a data folder of its own",
+            ) from error
+
+    def close(self) -> None:
+        """Give the lock back; see `Lock.close`."""
+        os.close(self._descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt  # there is no fcntl on Windows
+
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl  # and no msvcrt elsewhere
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _write_at(descriptor: int, buffers: Sequence[Any], offset: int) -> int:
+    if hasattr(os, "pwritev"):
+        return os.pwritev(descriptor, buffers, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    written = 0
+    with contextlib.suppress(BlockingIOError):
+        for buffer in buffers:
+            count = os.write(descriptor, buffer)
+            written += count
+            if count < len(buffer):
+                break
+    return written
+
+
+def _joined(buffers: Sequence[Any]) -> list[Any]:
+    """Join neighbours that are small, so that a gathered write has few buffers."""
+    joined: list[Any] = []
+    small: list[Any] = []
+    for buffer in buffers:
+        if len(buffer) < _JOIN_BELOW_BYTES:
+            small.append(buffer)
+            continue
+        if small:
+            joined.append(b"".join(small))
+            small = []
+        joined.append(buffer)
+    if small:
+        joined.append(b"".join(small))
+    return joined

@@ -1,0 +1,251 @@
+"""Reading a journal: every record that is whole, in order, and a judgement of the place where they stop.
+
+A process or a machine may stop in the middle of writing, so the end of the last segment may be *torn*: nobody was told
+that what is missing there was on the disk. Damage that a later record, or a later segment, shows to have been on the
+disk is another matter, and ends the reading with `DataDamaged`. ``docs/journal.md`` has the rules.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from distgrad.durable.disk import Disk
+from distgrad.durable.record import MAGIC, next_offset, unpack
+from distgrad.durable.segment import FORMAT, HEADER_BYTES, Place, Segment, segments, unpack_header
+from distgrad.errors import CheckpointError, DataDamaged
+
+__all__ = ["JournalReading", "Place", "Segment", "StoredRecord", "cut", "read", "segments", "trim"]
+
+# Where the words of a record's prefix are that the search for records looks at; see `distgrad.durable.record`.
+_SYNCED_WORD, _SALT_WORD = 3, 4
+
+
+class StoredRecord(NamedTuple):
+    """A record as it was found; its header and payload keep the memory of the whole segment.
+
+    Attributes
+    ----------
+    sequence : int
+        Its number.
+    header, payload : memoryview
+        What it holds.
+    path, offset : str, int
+        Where it begins.
+    """
+
+    sequence: int
+    header: memoryview
+    payload: memoryview
+    path: str
+    offset: int
+
+
+class JournalReading:
+    """One pass through a journal; iterate over it once.
+
+    Parameters
+    ----------
+    disk : Disk
+        Where it is.
+    folder : str
+        Its folder.
+    first : int
+        Sequence of the first record that is wanted.
+
+    Attributes
+    ----------
+    next_sequence : int
+        One more than the last record given, `first` before there is one.
+    synced : int
+        Up to this record everything was known to be on the disk, by what was read; 0 if nothing tells.
+    torn : Place or None
+        At the end of the iteration: where the last segment is torn.
+    ends : list of Place
+        Where the whole records of each segment end that was read.
+    """
+
+    def __init__(self, disk: Disk, folder: str, first: int) -> None:
+        self._disk = disk
+        self._folder = folder
+        self.next_sequence = first
+        self.synced = 0
+        self.torn: Place | None = None
+        self.ends: list[Place] = []
+
+    def __iter__(self) -> Iterator[StoredRecord]:
+        found = segments(self._disk, self._folder)
+        for segment, following in pairwise([*found[_start(found, self.next_sequence) :], None]):
+            assert segment is not None  # only the last is
+            yield from self._read(segment, following)
+
+    def _read(self, segment: Segment, following: Segment | None) -> Iterator[StoredRecord]:
+        memory = self._disk.read(segment.path)
+        # A segment is made when what comes before it is on the disk.
+        self.synced = max(self.synced, segment.first - 1)
+        path = segment.path
+        expected = segment.first
+        offset = 0
+        salt = _salt(memory, segment)
+        if salt is not None:
+            offset = HEADER_BYTES
+            while (record := unpack(memory, offset)) is not None and record[0] == expected and record[2] == salt:
+                sequence, synced, _, body, payload, end = record
+                expected += 1
+                if synced > self.synced:
+                    self.synced = synced
+                # Two segments may hold the same records, if writing the first one had failed.
+                if sequence == self.next_sequence:
+                    self.next_sequence = expected
+                    yield StoredRecord(sequence, memory[body:payload], memory[payload:end], path, offset)
+                offset = next_offset(end)
+        self.ends.append(Place(path, offset))
+        if following is None:
+            self._judge_end(memory, Place(path, offset), expected, salt)
+        elif following.first > self.next_sequence:
+            raise _damaged(Place(path, offset), expected, f"{following.path} behind it")
+
+    def _judge_end(self, memory: memoryview, end: Place, expected: int, salt: int | None) -> None:
+        rest = memory[end.offset :]
+        words = np.frombuffer(rest, "<u8", count=len(rest) // 8)
+        if salt is not None and not words.any() and not any(rest[words.nbytes :]):
+            return  # nothing but the room that was reserved
+        witness = _witness(rest, words, expected, salt)
+        if witness is not None:
+            raise _damaged(end, expected, f"record {witness} behind it")
+        self.torn = end
+
+
+def read(disk: Disk, folder: str, first: int) -> JournalReading:
+    """Read a journal from a record on.
+
+    Parameters
+    ----------
+    disk : Disk
+        Where it is.
+    folder : str
+        Its folder.
+    first : int
+        Sequence of the first record that is wanted; there may be none so high yet.
+
+    Returns
+    -------
+    JournalReading
+        Yields `StoredRecord`. While it is iterated it raises `DataDamaged` if records are missing that were on the
+        disk, `CheckpointError` if the journal is of another format, `OSError` if it cannot be read.
+    """
+    return JournalReading(disk, folder, first)
+
+
+def cut(disk: Disk, place: Place) -> None:
+    """End a journal at a place, for good: what is behind it is removed.
+
+    Parameters
+    ----------
+    disk : Disk
+        Where the journal is; nobody writes to it.
+    place : Place
+        Where a record begins, or a segment.
+
+    Raises
+    ------
+    OSError
+        If that fails; call it again.
+    """
+    folder = os.path.dirname(place.path)
+    # From the last one on, so that what a crash leaves behind has no gap.
+    for segment in reversed(segments(disk, folder)):
+        if segment.path == place.path:
+            break
+        disk.remove(segment.path)
+    trim(disk, place)
+    disk.sync_folder(folder)
+
+
+def trim(disk: Disk, place: Place) -> None:
+    """Cut one segment off; remove it if not even its header stays.
+
+    Parameters
+    ----------
+    disk : Disk
+        Where it is; nobody writes to it.
+    place : Place
+        Where its whole records end.
+
+    Raises
+    ------
+    OSError
+        If that fails.
+    """
+    if place.offset < HEADER_BYTES:
+        disk.remove(place.path)
+        return
+    file = disk.open(place.path)
+    try:
+        file.truncate(place.offset)
+        file.sync()
+    finally:
+        file.close()
+
+
+def _start(found: list[Segment], first: int) -> int:
+    """Find the segment to begin with."""
+    if not found:
+        return 0
+    firsts = [segment.first for segment in found]
+    index = bisect_right(firsts, first) - 1
+    if index < 0:
+        raise DataDamaged(
+            f"record {first} is needed, but the journal begins with record {firsts[0]} ({found[0].path})",
+            path=found[0].path,
+            offset=0,
+            hint=_hint(),
+        )
+    # The last segment may be one that copies the end of the one before it, and was not finished when that was needed.
+    return firsts.index(firsts[max(0, firsts.index(firsts[index]) - 1)])
+
+
+def _salt(memory: memoryview, segment: Segment) -> int | None:
+    """Give the salt of a segment; None if its header is damaged."""
+    header = unpack_header(memory)
+    if header is None or header[1] != segment.first:
+        return None
+    if header[0] != FORMAT:
+        raise CheckpointError(
+            f"{segment.path} has journal format {header[0]}; this distgrad reads format {FORMAT}",
+            hint="use the distgrad that wrote it, or a newer one",
+        )
+    return header[2]
+
+
+def _witness(rest: memoryview, words: np.ndarray, expected: int, salt: int | None) -> int | None:
+    """Find a record that was written when the expected one was on the disk already; give its sequence."""
+    hits = np.flatnonzero(words.view("<u4")[::2] == MAGIC)
+    hits = hits[hits + _SALT_WORD < len(words)]
+    hits = hits[words[hits + _SYNCED_WORD] >= expected]
+    if salt is not None:
+        hits = hits[words[hits + _SALT_WORD] == salt]
+    for hit in hits:
+        record = unpack(rest, int(hit) * 8)
+        if record is not None:
+            return record[0]
+    return None
+
+
+def _damaged(place: Place, sequence: int, witness: str) -> DataDamaged:
+    return DataDamaged(
+        f"record {sequence} is damaged or missing in {place.path} at byte {place.offset}; "
+        f"it was on the disk, as {witness} shows",
+        path=place.path,
+        offset=place.offset,
+        hint=_hint(),
+    )
+
+
+def _hint() -> str:
+    return "give up what came after a version with --recover-until VERSION, or begin with an older checkpoint"

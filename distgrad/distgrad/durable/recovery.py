@@ -1,0 +1,99 @@
+"""Going on where a process stopped: the newest whole checkpoint, then the journal behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from distgrad.durable import journal_reader
+from distgrad.durable.books import Books, Recovered
+from distgrad.durable.checkpoint_state import restore
+from distgrad.durable.data_folder import DataFolder
+from distgrad.durable.disk import Disk
+from distgrad.durable.replay import Replay, ReplayFailed, recut
+from distgrad.errors import DataDamaged
+from distgrad.holder import ParameterHolder
+
+# Progress is told about this often, in records.
+_REPORT_EVERY = 4096
+
+
+def recover(
+    disk: Disk,
+    folder: DataFolder,
+    holder: ParameterHolder,
+    *,
+    until: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Recovered:
+    """Bring a holder to the last state that a data folder knows.
+
+    Parameters
+    ----------
+    disk : Disk
+        Where the folder is.
+    folder : DataFolder
+        Locked by this process.
+    holder : ParameterHolder
+        Without parameters; its rule is replaced by the recorded one.
+    until : int, optional
+        The version to stop at.
+    on_progress : callable, optional
+        Told now and then how many records were carried out, and the version.
+
+    Returns
+    -------
+    Recovered
+        Everything beside the holder.
+
+    Raises
+    ------
+    DataDamaged
+        If the journal is damaged before its end.
+    CheckpointError
+        If what is there cannot be used.
+    """
+    found, damaged = folder.newest_whole(until)
+    books = Books()
+    first = 1
+    after = 0
+    if found is not None:
+        books, first = restore(holder, found)
+        after = found.sequence
+    replay = Replay(holder, books, until)
+    reading = journal_reader.read(disk, folder.path, first)
+    count = 0
+    try:
+        for record in reading:
+            if record.sequence <= after:
+                replay.remember(record.header, record.payload)
+                continue
+            replay.execute(record.header, record.payload)
+            if replay.is_done:
+                break
+            count += 1
+            if on_progress is not None and count % _REPORT_EVERY == 0:
+                on_progress(count, holder.version)
+    except DataDamaged as damage:
+        damage.hint = (
+            f"version {holder.version} is the last whole one: go on from there with --recover-until {holder.version} "
+            "(what came after it is set aside), or from an older checkpoint with its version"
+        )
+        raise
+    except ReplayFailed as failure:
+        raise DataDamaged(
+            f"record {record.sequence} cannot be carried out: {failure.message}", path=record.path, offset=record.offset
+        ) from failure
+    if holder.layout is not None:
+        for gradient in replay.pending.values():
+            recut(holder.layout, gradient)
+    sequence = max(after, reading.next_sequence - 1)
+    return Recovered(
+        replay.books,
+        replay.pending,
+        sequence,
+        count,
+        None if found is None else (found.sequence, found.version),
+        damaged,
+        frozenset(replay.executors),
+        holder.layout is not None,
+    )

@@ -1,0 +1,344 @@
+"""Carrying out the journal's records: what was decided is done again, and nothing is decided anew (PROTOCOL 21).
+
+A record's header is a gradient's own from the wire, a map, or ``[kind, map]``:
+
+| kind | tells |
+|---|---|
+| ``gradient`` | a gradient was accepted; the header is its own from the wire, the payload its parts |
+| ``decided`` | what became of gradients, in the order of application; what the policy must remember |
+| ``began`` | a broker began: incarnation, what it recovered, what it was started with |
+| ``session`` | a process got the session of a worker id |
+| ``silent``, ``back``, ``left`` | leases ended, or were renewed after that; a worker said goodbye |
+| ``set``, ``absent`` | parameters were replaced (layout in the header, all arenas behind it) or taken away |
+| ``configured`` | mode, rule, policy and weighing in force |
+| ``running``, ``destroyed`` | the updater was started or stopped; `destroy` was called |
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgpack
+
+from distgrad.arrays import lasting_empty
+from distgrad.codec import decode, fill
+from distgrad.durable.books import LEFT, LIVE, SILENT, Books, MemberBook, Pending
+from distgrad.errors import CheckpointError, GradientRefused
+from distgrad.holder import ParameterHolder
+from distgrad.layout import Layout
+from distgrad.rules import RULES, Rule
+from distgrad.wire import PART_BYTES, Gradient, State, parse_gradient, unpack
+
+# What a decision is, in a record: a step of one gradient or more that was applied, or what else became of one.
+APPLIED, SUPERSEDED, REFUSED, CLEARED = 0, 1, 2, 3
+OUTCOMES = ("applied", "superseded", "refused", "cleared")
+
+# How msgpack begins an array of two elements.
+ARRAY_OF_TWO = 0x92
+
+
+class ReplayFailed(CheckpointError):
+    """A record cannot be carried out on what came before it."""
+
+
+class Replay:
+    """The state that records are carried out on.
+
+    Parameters
+    ----------
+    holder : ParameterHolder
+        With the parameters, the rule and the state of the checkpoint, or empty; changed in place.
+    books : Books
+        Of the checkpoint, or new ones.
+    until : int, optional
+        The version to stop at.
+
+    Attributes
+    ----------
+    is_done : bool
+        Whether that version was reached, and the next update would go beyond it.
+    pending : dict
+        Gradients that were accepted and not decided on, in the order of acceptance.
+    executors : set of str
+        What the updates were computed by: other ones than today's may round otherwise.
+    """
+
+    def __init__(self, holder: ParameterHolder, books: Books, until: int | None = None) -> None:
+        self.holder = holder
+        self.books = books
+        self.is_done = False
+        self._until = until
+        self.pending: Pending = {}
+        self.executors: set[str] = set()
+        self._kinds = {
+            "decided": self._decided,
+            "began": self._began,
+            "session": self._session,
+            "silent": self._silent,
+            "back": self._back,
+            "left": self._left,
+            "set": self._set,
+            "absent": self._absent,
+            "configured": self._configured,
+            "running": self._running,
+            "destroyed": self._destroyed,
+        }
+
+    def remember(self, header: Any, payload: memoryview) -> None:
+        """Take in a gradient from before the checkpoint, if it was not decided on there.
+
+        Parameters
+        ----------
+        header : bytes-like
+            Of a record of any kind.
+        payload : memoryview
+            Behind it.
+        """
+        if is_gradient(header):
+            gradient = _gradient(header, payload)
+            member = self.books.members.get(gradient.worker)
+            if member is not None and member.decided < gradient.number <= member.accepted:
+                if gradient.number not in member.ahead:
+                    self._await(gradient, member)
+
+    def execute(self, header: Any, payload: memoryview) -> None:
+        """Carry out one record, the next one.
+
+        Parameters
+        ----------
+        header : bytes-like
+            What it tells.
+        payload : memoryview
+            Behind it.
+
+        Raises
+        ------
+        ReplayFailed
+            If it does not fit what came before it.
+        """
+        if is_gradient(header):
+            gradient = _gradient(header, payload)
+            member = self._member(gradient.worker)
+            if gradient.number <= member.accepted:
+                raise ReplayFailed(f"gradient {gradient.number} of {gradient.worker!r} was accepted before")
+            member.accepted = gradient.number
+            if gradient.cursor is not None:
+                member.cursor = gradient.cursor
+            self._await(gradient, member)
+            return
+        kind, message = msgpack.unpackb(header, strict_map_key=False)
+        if kind not in self._kinds:
+            raise ReplayFailed(f"a record is of kind {kind!r:.40}, which this version of distgrad does not know")
+        self._kinds[kind](message, payload)
+
+    def _await(self, gradient: Gradient, member: MemberBook) -> None:
+        gradient.user = member.user
+        key = gradient.worker, gradient.number
+        self.pending.pop(key, None)  # of an id that was forgotten and used again
+        self.pending[key] = gradient
+
+    def _member(self, worker: str) -> MemberBook:
+        member = self.books.members.get(worker)
+        if member is None:
+            raise ReplayFailed(f"worker {worker!r} is not known")
+        return member
+
+    def _decided(self, message: Mapping[str, Any], payload: memoryview) -> None:
+        books = self.books
+        if message["version"] != self.holder.version:
+            raise ReplayFailed(f"a decision was made on version {message['version']}, not {self.holder.version}")
+        for decision in message["decisions"]:
+            if decision[0] == APPLIED:
+                if self.holder.version == self._until:
+                    self.is_done = True
+                    return
+                self._apply(decision[1], decision[2])
+                continue
+            outcome, worker, number, *refusal = decision
+            gradient = self.pending.pop((worker, number), None)
+            if gradient is None:
+                raise ReplayFailed(
+                    f"gradient {number} of {worker!r} was {OUTCOMES[outcome]}, but is not in the journal"
+                )
+            self._note(gradient, OUTCOMES[outcome])
+            if outcome == REFUSED:
+                reason, leaf, text = refusal
+                books.refused[reason] += 1
+                self._member(worker).refusals = [*self._member(worker).refusals, [number, reason, leaf, text]][-64:]
+        books.policy_memory = message.get("memory", books.policy_memory)
+
+    def _apply(self, step: Sequence[Sequence[Any]], weights: Sequence[float] | None) -> None:
+        gradients = []
+        for worker, number in step:
+            gradient = self.pending.pop((worker, number), None)
+            if gradient is None:
+                raise ReplayFailed(f"gradient {number} of {worker!r} was applied, but is not in the journal")
+            gradients.append(gradient)
+        layout = self.holder.layout
+        if layout is None:
+            raise ReplayFailed("a gradient was applied while there were no parameters")
+        for gradient in gradients:
+            recut(layout, gradient)
+        arrays = [decode(layout, gradient.encoding, gradient.parts, gradient.size) for gradient in gradients]
+        try:
+            if weights is None:
+                self.holder.apply(arrays[0])
+            else:
+                self.holder.apply(self.holder.combine(arrays, weights))
+        except GradientRefused as refusal:
+            raise ReplayFailed(f"a gradient that was applied is refused now: {refusal.message}") from refusal
+        for gradient in gradients:
+            member = self._note(gradient, "applied")
+            member.examples += gradient.examples
+            member.loss = member.loss if gradient.loss is None else gradient.loss
+
+    def _note(self, gradient: Gradient, outcome: str) -> MemberBook:
+        member = self._member(gradient.worker)
+        member.note(gradient.number, outcome, gradient.cursor)
+        self.books.outcomes[outcome] += 1
+        return member
+
+    def _began(self, message: Mapping[str, Any], payload: memoryview) -> None:
+        books = self.books
+        if books.incarnation:
+            books.lineage = books.lineage.after(State(books.incarnation, books.generation, self.holder.version))
+        books.incarnation = message["incarnation"]
+        books.settings = message["settings"]
+        books.is_running = message["running"]
+        books.is_destroyed = False
+        self.executors.add(message["executor"])
+
+    def _session(self, message: Mapping[str, Any], payload: memoryview) -> None:
+        worker = message["worker"]
+        member = self.books.members.get(worker)
+        if member is None:
+            member = self.books.members[worker] = MemberBook(worker, message["user"], message["generated"])
+        member.state = LIVE
+        member.incarnation, member.counter = message["incarnation"], message["counter"]
+        member.nonces = list(message["nonces"])
+        member.refusals = []
+
+    def _silent(self, message: Mapping[str, Any], payload: memoryview) -> None:
+        self._member(message["worker"]).state = SILENT
+
+    def _back(self, message: Mapping[str, Any], payload: memoryview) -> None:
+        self._member(message["worker"]).state = LIVE
+
+    def _left(self, message: Mapping[str, Any], payload: memoryview) -> None:
+        member = self._member(message["worker"])
+        member.state = LEFT
+        if member.generated:
+            del self.books.members[member.worker]
+        self.books.policy_memory = message.get("memory", self.books.policy_memory)
+
+    def _set(self, message: Mapping[str, Any], payload: memoryview) -> None:
+        layout = Layout.from_frame(message["layout"])
+        arenas = [lasting_empty(arena.size, arena.dtype) for arena in layout.arenas]
+        fill(layout, _cut(layout, payload), arenas)
+        self.holder.set_arenas(layout, arenas)
+        self.holder.version = message["version"]
+        self.books.generation = message["generation"]
+
+    def _absent(self, message: Mapping[str, Any], payload: memoryview) -> None:
+        self.holder.clear()
+        self.books.generation = message["generation"]
+
+    def _configured(self, message: Mapping[str, Any], payload: memoryview) -> None:
+        self.holder.set_mode(message["mode"])
+        rule = rule_named(message["rule"], self.holder.rule)
+        if rule != self.holder.rule:
+            self.holder.replace_rule(rule)
+        name, settings = message["policy"]
+        self.books.policy = name, settings
+        self.books.weighing = message["weighing"]
+
+    def _running(self, message: Mapping[str, Any], payload: memoryview) -> None:
+        self.books.is_running = message["running"]
+
+    def _destroyed(self, message: Mapping[str, Any], payload: memoryview) -> None:
+        self.holder.clear()
+        self.books.generation = message["generation"]
+        self.books.is_running = False
+        self.books.is_destroyed = True
+
+
+def is_gradient(header: Any) -> bool:
+    """Tell whether a record's header is a gradient's own, from the wire.
+
+    Parameters
+    ----------
+    header : bytes-like
+        As stored.
+
+    Returns
+    -------
+    bool
+        A gradient's is a map, all others are arrays of two.
+    """
+    return bool(header[0] != ARRAY_OF_TWO)
+
+
+def rule_named(named: Sequence[Any] | None, own: Rule | None) -> Rule | None:
+    """Make a rule from its name and settings.
+
+    Parameters
+    ----------
+    named : sequence or None
+        Name and settings; None for no rule.
+    own : Rule or None
+        A rule of the user's own, for a name that distgrad does not know.
+
+    Returns
+    -------
+    Rule or None
+        The rule.
+
+    Raises
+    ------
+    ReplayFailed
+        If there is no such rule.
+    """
+    if named is None:
+        return None
+    name, settings = named
+    if name in RULES:
+        return RULES[name](**settings)
+    if own is not None and own.name == name:
+        return own.replace(**settings)
+    raise ReplayFailed(f"the parameters were updated by a rule called {name!r}, which is not known here; pass it")
+
+
+def _gradient(header: Any, payload: memoryview) -> Gradient:
+    parsed = unpack(header)
+    return parse_gradient(parsed, [payload] if len(payload) else (), len(payload))
+
+
+def recut(layout: Layout, gradient: Gradient) -> None:
+    """Cut a payload that was stored in one piece where the layout's arenas end, if it has their size.
+
+    Parameters
+    ----------
+    layout : Layout
+        Of the parameters.
+    gradient : Gradient
+        From the journal; its `parts` are changed.
+    """
+    if layout.n_trainable_arenas > 1 and len(gradient.parts) == 1 and gradient.size == layout.gradient_bytes:
+        (payload,) = gradient.parts
+        cuts = [0]
+        for arena in layout.arenas[: layout.n_trainable_arenas]:
+            cuts.append(cuts[-1] + arena.size * arena.dtype.itemsize)
+        gradient.parts = [payload[start:stop] for start, stop in itertools.pairwise(cuts) if stop > start]
+
+
+def _cut(layout: Layout, payload: memoryview) -> list[memoryview]:
+    """Cut all arenas, one behind the other, as parts of a `set` are cut."""
+    parts: list[memoryview] = []
+    start = 0
+    for arena in layout.arenas:
+        end = start + arena.size * arena.dtype.itemsize
+        parts += [payload[first : min(first + PART_BYTES, end)] for first in range(start, end, PART_BYTES)]
+        start = end
+    return parts

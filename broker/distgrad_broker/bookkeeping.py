@@ -12,9 +12,10 @@ from distgrad.errors import GradientRefused
 from distgrad.policies import Policy
 from distgrad.version import __version__
 from distgrad.wire import State
+from distgrad_broker.core_settings import JOURNAL
 from distgrad_broker.members import Member, parse_session
 from distgrad_broker.records import Records
-from distgrad_broker.state import JOURNAL, CoreState
+from distgrad_broker.state import CoreState
 
 
 def note_start(state: CoreState, records: Records, *, is_recovered: bool) -> None:

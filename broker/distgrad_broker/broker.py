@@ -26,12 +26,12 @@ from distgrad_broker.authenticator import Authenticator
 from distgrad_broker.channels import ControlChannel, GradientChannel
 from distgrad_broker.config import POLICY_SETTINGS, RULE_NUMBERS, BrokerConfig
 from distgrad_broker.core import Core
+from distgrad_broker.core_settings import CoreSettings
 from distgrad_broker.data import open_data
 from distgrad_broker.events import Log, SaveParameters, ShutdownAsked
 from distgrad_broker.files import FileThread
 from distgrad_broker.loop import Loop
 from distgrad_broker.requests import RequestError
-from distgrad_broker.state import CoreSettings
 from distgrad_broker.versions import Versions
 
 if TYPE_CHECKING:

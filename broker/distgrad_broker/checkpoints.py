@@ -19,8 +19,9 @@ from distgrad.durable.checkpoint_state import pack_state
 from distgrad.layout import Layout
 from distgrad_broker import settling
 from distgrad_broker.bookkeeping import books_of
+from distgrad_broker.core_settings import CHECKPOINT
 from distgrad_broker.events import CheckpointEnded, WriteCheckpoint
-from distgrad_broker.state import CHECKPOINT, CoreState
+from distgrad_broker.state import CoreState
 
 # After one that could not be written, the next is tried this much later.
 RETRY_S = 1.0
@@ -77,6 +78,29 @@ def look(state: CoreState, now: float) -> None:
         _begin(state, now)
 
 
+def are_done(state: CoreState) -> bool:
+    """Tell whether a broker that is closing has nothing more to write.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory; nothing waits to be applied.
+
+    Returns
+    -------
+    bool
+        True as well if the disk does not take it: workers then send it again, to the next broker.
+    """
+    checkpoints = state.checkpoints
+    if state.settings.data is None:
+        return True
+    if checkpoints.is_under_way:
+        return False
+    if state.disk_trouble is not None:
+        return True
+    return not state.unsettled and (checkpoints.is_final or not _has_changed(state))
+
+
 def end(state: CoreState, event: CheckpointEnded, now: float) -> None:
     """Take note of what became of a checkpoint.
 
@@ -121,9 +145,9 @@ def _is_due(state: CoreState, now: float) -> bool:
     assert data is not None  # the caller has looked
     if data.every_updates is not None and state.versions.version - checkpoints.version >= data.every_updates:
         return True
-    if state.records is not None and data.every_bytes is not None:
-        if state.records.bytes - checkpoints.bytes >= data.every_bytes:
-            return True
+    journal_bytes = 0 if state.records is None else state.records.bytes - checkpoints.bytes
+    if data.every_bytes is not None and journal_bytes >= data.every_bytes:
+        return True
     return data.every_s is not None and now - checkpoints.begun_at >= data.every_s and _has_changed(state)
 
 

@@ -30,7 +30,8 @@ from distgrad.durable.books import Recovered
 from distgrad.errors import MalformedMessage
 from distgrad.policies import Policy, Weighing
 from distgrad.wire import Gradient, State
-from distgrad_broker import bookkeeping, checkpoints, intake, membership, operations, settling, updates
+from distgrad_broker import bookkeeping, checkpoints, intake, membership, operations, saving, settling, updates
+from distgrad_broker.core_settings import JOURNAL, CoreSettings
 from distgrad_broker.events import (
     BadRequestReceived,
     CheckpointEnded,
@@ -48,8 +49,9 @@ from distgrad_broker.events import (
 )
 from distgrad_broker.records import Record
 from distgrad_broker.requests import ClientKey, RequestError
-from distgrad_broker.state import JOURNAL, CoreSettings, CoreState, Waiter
+from distgrad_broker.state import CoreState
 from distgrad_broker.versions import Versions
+from distgrad_broker.waiting import Waiter
 
 # Leases and quiet readers are looked at this often at most: both are counted in seconds.
 SWEEP_S = 0.25
@@ -120,11 +122,7 @@ class Core:
     @property
     def is_drained(self) -> bool:
         """Whether a broker that is closing has nothing left to do."""
-        state = self.state
-        if self.has_work or state.saves or state.checkpoints.is_under_way:
-            return False
-        # What the disk does not take is left to the next broker, to which the workers send it again.
-        return state.disk_trouble is not None or not state.unsettled
+        return not self.has_work and not self.state.saves and checkpoints.are_done(self.state)
 
     def take_records(self) -> list[Record]:
         """Take what is to be written to the journal.
@@ -151,7 +149,7 @@ class Core:
             Seconds on the shell's clock.
         """
         state = self.state
-        request = state.next_deadline()
+        request = state.deadlines.next()
         step = state.policy.next_deadline() if state.held and updates.is_updating(state) else None
         return step if request is None else request if step is None else min(request, step)
 
@@ -199,7 +197,7 @@ class Core:
             self._count(event.code)
             state.fail(Waiter(event.envelope, None, None, now), RequestError(event.code, event.message))
         elif type(event) is SaveEnded:
-            operations.end_save(state, event)
+            saving.end_save(state, event)
         elif type(event) is ShutdownAsked:
             state.is_closing = True
             state.log(logging.INFO, "shutting down", queued=len(state.queue), held=len(state.held))
@@ -267,7 +265,7 @@ class Core:
 
     def _answer_late(self, now: float) -> None:
         state = self.state
-        for waiter in state.due(now):
+        for waiter in state.deadlines.due(now):
             waiter.on_deadline(waiter, now)
         if state.held:
             deadline = state.policy.next_deadline()

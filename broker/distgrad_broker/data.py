@@ -24,8 +24,8 @@ from distgrad.holder import ParameterHolder
 from distgrad.policies import Policy, Weighing
 from distgrad.rules import Rule
 from distgrad_broker.config import BrokerConfig
+from distgrad_broker.core_settings import JOURNAL, NONE, DataSettings
 from distgrad_broker.disk_writer import DiskWriter
-from distgrad_broker.state import JOURNAL, NONE, DataSettings
 
 _LOGGER = logging.getLogger("distgrad_broker")
 
@@ -95,7 +95,7 @@ def open_data(
         recovered = recover(disk, folder, holder, until=until, on_progress=_progress())
         for damaged, reason in recovered.damaged:
             log.event(
-                _LOGGER, logging.ERROR, "checkpoint is damaged, an older one is used", path=damaged, reason=reason
+                _LOGGER, logging.ERROR, "checkpoint is damaged, an older one is used", path=damaged, why=reason
             )
         if until is not None:
             recovered = _set_aside(disk, folder, holder, recovered, until)
@@ -106,6 +106,9 @@ def open_data(
             journal = resume(
                 disk, path, next_sequence=recovered.sequence + 1, segment_bytes=config.segment_bytes, salt=salt
             )
+    except OSError as error:
+        folder.close()
+        raise CheckpointError(f"cannot use the data folder {path}: {error.strerror or error}") from error
     except BaseException:
         folder.close()
         raise

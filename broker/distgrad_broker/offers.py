@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from distgrad.wire import field
 from distgrad_broker.events import RequestReceived
-from distgrad_broker.state import CoreState, Waiter
+from distgrad_broker.state import CoreState
+from distgrad_broker.waiting import Waiter
 
 MAX_WAIT_S = 5.0
 # Whoever was asked has this long to send, and a second more for each megabyte; then another one is asked.
@@ -56,7 +57,7 @@ def offer(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
             state.offers.pop(key, None)
             state.answer(late, {"wanted": False})
 
-        state.wait(waiter, give_up)
+        state.deadlines.wait(waiter, give_up)
 
 
 def end(state: CoreState) -> None:

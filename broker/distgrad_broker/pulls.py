@@ -9,7 +9,8 @@ from distgrad.errors import MalformedMessage
 from distgrad.wire import State, field, parse_state
 from distgrad_broker.events import RequestReceived
 from distgrad_broker.requests import RequestError
-from distgrad_broker.state import CoreState, Waiter
+from distgrad_broker.state import CoreState
+from distgrad_broker.waiting import Waiter
 
 MAX_WAIT_S = 5.0
 # A pull that waits for its turn to read a large version is tried this often,
@@ -90,7 +91,7 @@ def get(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) 
     else:
         waiter.deadline = now + wait_s
         state.pulls[key] = waiter
-        state.wait(waiter, lambda late, _: _give_up(state, key, late))
+        state.deadlines.wait(waiter, lambda late, _: _give_up(state, key, late))
 
 
 def read_range(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
@@ -207,9 +208,9 @@ def _queue(state: CoreState, key: Any, waiter: Waiter, now: float) -> None:
             state.relieved_at = then
             state.versions.relieve()
         late.deadline = then + TURN_CHECK_S
-        state.wait(late, look_again)
+        state.deadlines.wait(late, look_again)
 
-    state.wait(waiter, look_again)
+    state.deadlines.wait(waiter, look_again)
 
 
 def _give_up(state: CoreState, key: Any, waiter: Waiter) -> None:

@@ -16,7 +16,8 @@ from distgrad.errors import GradientRefused
 from distgrad.wire import Gradient
 from distgrad_broker.members import Member
 from distgrad_broker.records import Records
-from distgrad_broker.state import CoreState, Waiter
+from distgrad_broker.state import CoreState
+from distgrad_broker.waiting import Waiter
 
 # A header holds 64 KiB, and a leaf's path may be long: this many refusals are told at a time, each cut to this length.
 REFUSALS_A_REPLY = 16

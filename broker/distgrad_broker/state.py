@@ -5,86 +5,27 @@ Only the core's own modules change it, and only inside `Core.handle`.
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from distgrad.durable.books import Lineage
 from distgrad.errors import GradientRefused
 from distgrad.policies import Held, Policy, Situation, Weighing
 from distgrad.wire import PROTOCOL_VERSION, Gradient, State, charge
-from distgrad_broker.events import Effect, Envelope, Log, Reply
+from distgrad_broker.core_settings import JOURNAL, NONE, CoreSettings
+from distgrad_broker.events import Effect, Log, Reply
 from distgrad_broker.grants import Grants
 from distgrad_broker.members import Member, Members
 from distgrad_broker.records import Records
 from distgrad_broker.requests import ClientKey, RememberedReplies, RequestError
 from distgrad_broker.versions import Versions
+from distgrad_broker.waiting import Deadlines, Waiter
+
 
 DEFAULT_QUEUE_BYTES = 256 * 1024 * 1024
 # A request whose effect must be on the disk before its reply is told after this long that it is not yet.
 MAX_DISK_WAIT_S = 5.0
-
-NONE, JOURNAL, CHECKPOINT = "none", "journal", "checkpoint"
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """How what happens is kept in a data folder.
-
-    Attributes
-    ----------
-    durability : str
-        When a gradient is settled: with its record (``journal``), with the next checkpoint, or at once (``none``).
-    every_s, every_updates, every_bytes : float, int, int or None
-        A checkpoint is due after so many seconds, updates, bytes of journal; None for never.
-    started_with : dict
-        Settings of this start, to be compared with the next one's.
-    sequence : int
-        Of the last record that is on the disk.
-    """
-
-    durability: str
-    every_s: float | None = None
-    every_updates: int | None = None
-    every_bytes: int | None = None
-    started_with: dict[str, Any] = field(default_factory=dict)
-    sequence: int = 0
-
-
-@dataclass(frozen=True)
-class CoreSettings:
-    """What the core is told at the start.
-
-    Attributes
-    ----------
-    incarnation : str
-        New for every broker that starts without recovering.
-    gradients : str
-        Endpoint that `hello` tells workers.
-    queue_bytes : int or None
-        Budget of all grants; None is 256 MiB or two gradients, whichever is more.
-    max_workers : int
-        Worker ids remembered at most.
-    lease_s : float
-        Seconds without a sign of life after which a worker is silent.
-    is_stopped : bool
-        Begin with the updater stopped.
-    save_path : str or None
-        File that `save` writes.
-    data : DataSettings or None
-        None if nothing is kept.
-    """
-
-    incarnation: str
-    gradients: str
-    queue_bytes: int | None = None
-    max_workers: int = 1024
-    lease_s: float = 30.0
-    is_stopped: bool = False
-    save_path: str | None = None
-    data: DataSettings | None = None
 
 
 class Checkpoints:
@@ -118,33 +59,6 @@ class Checkpoints:
         self.path: str | None = None
         self.written_version: int | None = None
         self.waiting: list[tuple[int, Callable[[str | None], None]]] = []
-
-
-class Waiter:
-    """A request whose reply is not due yet.
-
-    Parameters
-    ----------
-    envelope : tuple of bytes
-        The way back to its client.
-    request_id : int or None
-        The number that its client gave it.
-    client : tuple, optional
-        The key's user and the client's name, by which a repeat is recognised; None if it gave none.
-    deadline : float
-        When it must be answered, in seconds on the shell's clock.
-    """
-
-    __slots__ = ("client", "data", "deadline", "envelope", "is_done", "on_deadline", "request_id")
-
-    def __init__(self, envelope: Envelope, request_id: int | None, client: ClientKey | None, deadline: float) -> None:
-        self.envelope = envelope
-        self.request_id = request_id
-        self.client = client
-        self.deadline = deadline
-        self.is_done = False
-        self.data: Any = None
-        self.on_deadline: Any = None
 
 
 class CoreState:
@@ -207,8 +121,7 @@ class CoreState:
         self.dropped: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.effects: list[Effect] = []
-        self._deadlines: list[tuple[float, int, Waiter]] = []
-        self._waiters_made = 0
+        self.deadlines = Deadlines()
 
     def adopt_policy(self, policy: Policy, weighing: Weighing) -> None:
         """Decide by this policy from now on.
@@ -419,7 +332,7 @@ class CoreState:
         self.records.when_durable(lambda: self.answer(waiter, fields, frames))
         if not waiter.is_done:
             waiter.deadline = now + MAX_DISK_WAIT_S
-            self.wait(waiter, self._tell_of_disk)
+            self.deadlines.wait(waiter, self._tell_of_disk)
 
     def _tell_of_disk(self, waiter: Waiter, _: float) -> None:
         reason = self.disk_trouble or "the disk is slow"
@@ -458,49 +371,3 @@ class CoreState:
             if self.under_way.get(waiter.client) is waiter:
                 del self.under_way[waiter.client]
         self.effects.append(Reply(waiter.envelope, header, frames, lends))
-
-    def wait(self, waiter: Waiter, on_deadline: Any) -> None:
-        """Let a request wait.
-
-        Parameters
-        ----------
-        waiter : Waiter
-            Who waits, until its deadline at the latest.
-        on_deadline : callable
-            Called with the waiter and the time when the deadline has come.
-        """
-        waiter.on_deadline = on_deadline
-        self._waiters_made += 1
-        heapq.heappush(self._deadlines, (waiter.deadline, self._waiters_made, waiter))
-
-    def next_deadline(self) -> float | None:
-        """Tell when the next waiting request must be answered.
-
-        Returns
-        -------
-        float or None
-            Seconds on the shell's clock; None if nobody waits.
-        """
-        while self._deadlines and self._deadlines[0][2].is_done:
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
-
-    def due(self, now: float) -> list[Waiter]:
-        """Take out the requests whose deadline has come.
-
-        Parameters
-        ----------
-        now : float
-            Seconds on the shell's clock.
-
-        Returns
-        -------
-        list of Waiter
-            Not answered yet.
-        """
-        due = []
-        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].is_done):
-            waiter = heapq.heappop(self._deadlines)[2]
-            if not waiter.is_done:
-                due.append(waiter)
-        return due

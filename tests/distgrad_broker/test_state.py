@@ -6,7 +6,8 @@ import pytest
 
 from distgrad_broker.events import Reply
 from distgrad_broker.requests import RequestError
-from distgrad_broker.state import DEFAULT_QUEUE_BYTES, CoreState, Waiter
+from distgrad_broker.state import DEFAULT_QUEUE_BYTES, CoreState
+from distgrad_broker.waiting import Waiter
 from support.core_kit import Kit
 
 
@@ -61,10 +62,10 @@ def test_deadlines_come_in_order_and_pass_over_those_who_were_answered() -> None
     memory = state()
     waiters = [Waiter((b"%d" % index, b""), None, None, deadline) for index, deadline in enumerate((3.0, 1.0, 2.0))]
     for waiter in waiters:
-        memory.wait(waiter, lambda late, now: None)
+        memory.deadlines.wait(waiter, lambda late, now: None)
     memory.answer(waiters[1], {})
 
-    assert memory.next_deadline() == 2.0
-    assert memory.due(1.9) == []
-    assert memory.due(3.0) == [waiters[2], waiters[0]]
-    assert memory.next_deadline() is None
+    assert memory.deadlines.next() == 2.0
+    assert memory.deadlines.due(1.9) == []
+    assert memory.deadlines.due(3.0) == [waiters[2], waiters[0]]
+    assert memory.deadlines.next() is None

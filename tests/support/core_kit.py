@@ -14,9 +14,9 @@ from distgrad.layout import Layout
 from distgrad.policies import Asynchronous, Policy, Weighing
 from distgrad.rules import Rule
 from distgrad_broker.core import Core
+from distgrad_broker.core_settings import CoreSettings
 from distgrad_broker.events import Effect, Event, Reply, RequestReceived, SocketsDrained, WorkDue
 from distgrad_broker.members import Member
-from distgrad_broker.state import CoreSettings
 from distgrad_broker.versions import Versions
 
 LAYOUT = Layout.of({"b": np.zeros(2, np.float32), "w": np.zeros((2, 3), np.float32)})

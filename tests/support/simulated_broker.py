@@ -12,9 +12,9 @@ from distgrad.durable.books import LIVE
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad_broker.core import Core
+from distgrad_broker.core_settings import CoreSettings
 from distgrad_broker.events import Event, Reply, RequestReceived, WorkDue
 from distgrad_broker.members import Member
-from distgrad_broker.state import CoreSettings
 from distgrad_broker.versions import Versions
 
 # Two layouts whose gradients are charged 1,200 and 2,000 bytes: more than the least charge, and different.

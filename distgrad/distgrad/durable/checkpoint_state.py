@@ -69,3 +69,19 @@ def restore(holder: ParameterHolder, found: Checkpoint) -> tuple[Books, int]:
         holder.restore_state(found.slots, state["steps"])
     holder.version = found.version
     return Books.from_map(state["books"]), state["first_needed"]
+
+
+def computed_by(found: Checkpoint) -> str:
+    """Tell what computed the updates of whoever wrote a checkpoint.
+
+    Parameters
+    ----------
+    found : Checkpoint
+        Read, and whole.
+
+    Returns
+    -------
+    str
+        ``"numba"`` or ``"numpy"``.
+    """
+    return str(msgpack.unpackb(found.state, strict_map_key=False)["executor"])

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from distgrad.durable.checkpoint_file import read_checkpoint
 from distgrad.durable.checkpoint_header import Checkpoint
-from distgrad.durable.disk import Disk
+from distgrad.durable.disk import Disk, Lock
 from distgrad.errors import CheckpointError, ConfigError, DataDamaged
 
 FOLDER_FORMAT = 1
@@ -23,6 +23,8 @@ FOLDER_FORMAT = 1
 _FORMAT_NAME, _LOCK_NAME = "FORMAT", "lock"
 _FORMAT_LINE = re.compile(rb"distgrad data (\d{1,9})\n")
 _CHECKPOINT_NAME = re.compile(r"checkpoint-([0-9]{20})-([0-9]{1,20})\.safetensors")
+_JOURNAL_NAME = re.compile(r"journal-.*\.log")
+_ASIDE = "set-aside-"
 _TEMPORARY_NAME = re.compile(r"\..+\.tmp")
 
 
@@ -45,6 +47,9 @@ class DataFolder:
         Where it is.
     path : str
         The folder; made if it is not there.
+    read_only : bool, default False
+        Only look, also while another process has the folder: nothing is locked, made or changed, and
+        only `checkpoints` and `newest_whole` may be called.
 
     Attributes
     ----------
@@ -54,7 +59,7 @@ class DataFolder:
     Raises
     ------
     ConfigError
-        If the path leads to, or through, a file.
+        If the path leads to, or through, a file; with `read_only`, if there is no data folder.
     DataFolderInUse
         If another process has the folder.
     CheckpointError
@@ -63,10 +68,14 @@ class DataFolder:
         If its format cannot be read.
     """
 
-    def __init__(self, disk: Disk, path: str) -> None:
+    def __init__(self, disk: Disk, path: str, *, read_only: bool = False) -> None:
         self._disk = disk
         self.path = path
         self._damaged: set[str] = set()
+        self._lock: Lock | None = None
+        if read_only:
+            self._check_is_there()
+            return
         with _explained(path):
             disk.make_folder(path)
             self._lock = disk.lock(self._in(_LOCK_NAME))
@@ -179,6 +188,38 @@ class DataFolder:
             self._disk.sync_folder(self.path)
         return oldest.sequence
 
+    def set_aside(self, newest: str) -> str:
+        """Move the journal, and the checkpoints behind one of them, to a folder of their own within this one.
+
+        Parameters
+        ----------
+        newest : str
+            Path of the checkpoint that is to be the newest.
+
+        Returns
+        -------
+        str
+            The folder.
+
+        Raises
+        ------
+        OSError
+            If something cannot be moved; call it again.
+        """
+        names = self._disk.list(self.path)
+        kept = os.path.basename(newest)
+        # What is newest goes first: what stays behind after a crash is then whole, if old.
+        later = [name for name in reversed(names) if _CHECKPOINT_NAME.fullmatch(name) and name > kept]
+        journal = [name for name in reversed(names) if _JOURNAL_NAME.fullmatch(name)]
+        taken = {name for name in names if name.startswith(_ASIDE)}
+        aside = next(f"{_ASIDE}{number}" for number in range(1, 10**6) if f"{_ASIDE}{number}" not in taken)
+        self._disk.make_folder(self._in(aside))
+        for name in [*journal, *later]:
+            self._disk.rename(self._in(name), os.path.join(self._in(aside), name))
+        self._disk.sync_folder(self._in(aside))
+        self._disk.sync_folder(self.path)
+        return self._in(aside)
+
     def clean(self) -> list[str]:
         """Remove what was being written when a process ended; call it before anything is written.
 
@@ -195,14 +236,27 @@ class DataFolder:
         paths = [self._in(name) for name in self._disk.list(self.path) if _TEMPORARY_NAME.fullmatch(name)]
         for path in paths:
             self._disk.remove(path)
+        # A process that was killed may have renamed a checkpoint, and not made that certain.
+        self._disk.sync_folder(self.path)
         return paths
 
     def close(self) -> None:
         """Give the folder back."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def _in(self, name: str) -> str:
         return os.path.join(self.path, name)
+
+    def _check_is_there(self) -> None:
+        try:
+            is_data = _FORMAT_NAME in self._disk.list(self.path)
+        except OSError as error:
+            raise ConfigError(f"cannot read the data folder {self.path}: {error.strerror or error}") from error
+        if not is_data:
+            raise ConfigError(f"{self.path} is no data folder: it has no file {_FORMAT_NAME}")
+        with _explained(self.path):
+            self._check_format()
 
     def _check_format(self) -> None:
         path = self._in(_FORMAT_NAME)

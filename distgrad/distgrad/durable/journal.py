@@ -314,10 +314,18 @@ def resume(
     records = list(tail)
     for end in tail.ends:
         trim(disk, end)
+    disk.sync_folder(folder)  # or an old end may come back, and hide what is written in its place
     if tail.next_sequence < next_sequence:  # a checkpoint covers more than the journal has
         first, records = next_sequence, []
     journal = Journal(disk, folder, next_sequence=first, segment_bytes=segment_bytes, salt=salt)
     for record in records:
         journal.append(record.header.tobytes(), [record.payload])
-    journal.sync()
+    # All into one segment: they are in the old ones until its first sync, and then may be gone from there.
+    journal._segment_bytes = max(segment_bytes, HEADER_BYTES + journal.unsynced_bytes)
+    try:
+        journal.sync()
+    except BaseException:
+        journal.close()
+        raise
+    journal._segment_bytes = segment_bytes
     return journal

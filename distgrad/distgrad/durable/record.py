@@ -83,8 +83,6 @@ def pack(header: bytes, parts: Sequence[Any], sequence: int, synced: int, salt: 
     prefix = pack_prefix(header, parts, sequence, synced, salt)
     size = PREFIX_BYTES + len(header) + sum(map(len, parts))
     padding = _PADDING[-size % ALIGNMENT_BYTES]
-    if size <= _JOIN_UP_TO_BYTES:
-        return [b"".join((prefix, header, *parts, padding))], size + len(padding)
     return [prefix + header, *parts, padding], size + len(padding)
 
 

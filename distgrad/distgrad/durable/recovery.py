@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from distgrad.durable import journal_reader
 from distgrad.durable.books import Books, Recovered
-from distgrad.durable.checkpoint_state import restore
+from distgrad.durable.checkpoint_state import computed_by, restore
 from distgrad.durable.data_folder import DataFolder
 from distgrad.durable.disk import Disk
 from distgrad.durable.replay import Replay, ReplayFailed, recut
@@ -60,14 +60,16 @@ def recover(
         books, first = restore(holder, found)
         after = found.sequence
     replay = Replay(holder, books, until)
+    if found is not None:
+        replay.executors.add(computed_by(found))
     reading = journal_reader.read(disk, folder.path, first)
     count = 0
     try:
         for record in reading:
             if record.sequence <= after:
-                replay.remember(record.header, record.payload)
+                replay.remember(record.header, record.payload, record.sequence)
                 continue
-            replay.execute(record.header, record.payload)
+            replay.execute(record.header, record.payload, record.sequence)
             if replay.is_done:
                 break
             count += 1
@@ -86,6 +88,9 @@ def recover(
     if holder.layout is not None:
         for gradient in replay.pending.values():
             recut(holder.layout, gradient)
+    for gradient in replay.pending.values():
+        # Of their own, so that they do not keep a whole segment in memory.
+        gradient.parts = [bytes(part) for part in gradient.parts]
     sequence = max(after, reading.next_sequence - 1)
     return Recovered(
         replay.books,

@@ -23,8 +23,9 @@ from typing import Any
 import msgpack
 
 from distgrad.arrays import lasting_empty
-from distgrad.codec import decode, fill
+from distgrad.codec import fill
 from distgrad.durable.books import LEFT, LIVE, SILENT, Books, MemberBook, Pending
+from distgrad.durable.stored_gradient import stored_arrays
 from distgrad.errors import CheckpointError, GradientRefused
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
@@ -86,7 +87,7 @@ class Replay:
             "destroyed": self._destroyed,
         }
 
-    def remember(self, header: Any, payload: memoryview) -> None:
+    def remember(self, header: Any, payload: memoryview, sequence: int = 0) -> None:
         """Take in a gradient from before the checkpoint, if it was not decided on there.
 
         Parameters
@@ -95,15 +96,17 @@ class Replay:
             Of a record of any kind.
         payload : memoryview
             Behind it.
+        sequence : int
+            Of the record.
         """
         if is_gradient(header):
             gradient = _gradient(header, payload)
             member = self.books.members.get(gradient.worker)
-            if member is not None and member.decided < gradient.number <= member.accepted:
-                if gradient.number not in member.ahead:
-                    self._await(gradient, member)
+            number = gradient.number
+            if member is not None and member.decided < number <= member.accepted and number not in member.ahead:
+                self._await(gradient, member, sequence)
 
-    def execute(self, header: Any, payload: memoryview) -> None:
+    def execute(self, header: Any, payload: memoryview, sequence: int = 0) -> None:
         """Carry out one record, the next one.
 
         Parameters
@@ -112,6 +115,8 @@ class Replay:
             What it tells.
         payload : memoryview
             Behind it.
+        sequence : int
+            Of the record; a gradient that stays pending is told it.
 
         Raises
         ------
@@ -126,15 +131,16 @@ class Replay:
             member.accepted = gradient.number
             if gradient.cursor is not None:
                 member.cursor = gradient.cursor
-            self._await(gradient, member)
+            self._await(gradient, member, sequence)
             return
         kind, message = msgpack.unpackb(header, strict_map_key=False)
         if kind not in self._kinds:
             raise ReplayFailed(f"a record is of kind {kind!r:.40}, which this version of distgrad does not know")
         self._kinds[kind](message, payload)
 
-    def _await(self, gradient: Gradient, member: MemberBook) -> None:
+    def _await(self, gradient: Gradient, member: MemberBook, sequence: int) -> None:
         gradient.user = member.user
+        gradient.sequence = sequence
         key = gradient.worker, gradient.number
         self.pending.pop(key, None)  # of an id that was forgotten and used again
         self.pending[key] = gradient
@@ -181,7 +187,7 @@ class Replay:
             raise ReplayFailed("a gradient was applied while there were no parameters")
         for gradient in gradients:
             recut(layout, gradient)
-        arrays = [decode(layout, gradient.encoding, gradient.parts, gradient.size) for gradient in gradients]
+        arrays = [stored_arrays(layout, gradient) for gradient in gradients]
         try:
             if weights is None:
                 self.holder.apply(arrays[0])

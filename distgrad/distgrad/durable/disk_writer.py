@@ -1,0 +1,189 @@
+"""What the file thread does, a step at a time and without a thread or a clock: journal first, checkpoints beside it.
+
+A checkpoint is written in pieces of a few megabytes; between two of them the journal gets its turn, so that settling
+does not wait for a checkpoint. Where the disk fails nothing is lost: records stay here until they are on it, and
+writing is tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from distgrad.durable.checkpoint_file import CheckpointWriter
+from distgrad.durable.data_folder import DataFolder
+from distgrad.durable.disk import Disk
+from distgrad.durable.disk_events import CheckpointEnded, DiskTroubled, RecordsWritten, WriteCheckpoint
+from distgrad.durable.journal import Journal
+from distgrad.durable.records import Record
+from distgrad.errors import DistgradError
+
+# A disk that has failed is tried again this often.
+RETRY_S = 0.25
+
+Written = RecordsWritten | CheckpointEnded | DiskTroubled
+
+
+class DiskWriter:
+    """Writes one data folder.
+
+    Parameters
+    ----------
+    disk : Disk
+        Where the folder is.
+    folder : DataFolder
+        Locked by this process.
+    journal : Journal or None
+        None if nothing but checkpoints is written.
+    sync_s, sync_bytes : float, int
+        Wait for so long, or for so many bytes, before records are forced to the disk; 0 and 0 is after every batch.
+    keep : int
+        How many checkpoints are kept.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        folder: DataFolder,
+        journal: Journal | None,
+        *,
+        sync_s: float = 0.0,
+        sync_bytes: int = 0,
+        keep: int = 2,
+    ) -> None:
+        self._disk = disk
+        self._folder = folder
+        self._journal = journal
+        self._sync_s = sync_s
+        self._sync_bytes = sync_bytes
+        self._keep = keep
+        self._waits_since: float | None = None
+        self._retry_at = 0.0
+        self._is_troubled = False
+        self._is_hurried = False
+        # The oldest record that each checkpoint written here needs, newest last. Others may be kept that an earlier
+        # process wrote: nothing of the journal is removed before all that are kept are ours.
+        self._needed: list[int] = []
+        self._job: WriteCheckpoint | None = None
+        self._checkpoint: CheckpointWriter | None = None
+
+    def records(self, records: Sequence[Record]) -> None:
+        """Take records; they are written by the next steps.
+
+        Parameters
+        ----------
+        records : sequence of Record
+            In order.
+        """
+        assert self._journal is not None  # the core notes records only for a journal
+        for record in records:
+            self._journal.append(record.header, record.parts)
+
+    def checkpoint(self, job: WriteCheckpoint) -> None:
+        """Take a checkpoint; the core asks for one at a time.
+
+        Parameters
+        ----------
+        job : WriteCheckpoint
+            It covers the records that were taken before.
+        """
+        assert self._job is None
+        self._job = job
+
+    def hurry(self) -> None:
+        """Write what there is without waiting for more: nothing more comes."""
+        self._is_hurried = True
+        self._retry_at = 0.0
+
+    def wait_s(self, now: float) -> float | None:
+        """Tell how long nothing needs to be done.
+
+        Parameters
+        ----------
+        now : float
+            Seconds on the caller's clock.
+
+        Returns
+        -------
+        float or None
+            Seconds; None if only more records or another checkpoint can bring work.
+        """
+        if self._job is not None and not self._is_troubled:
+            return 0.0
+        if self._journal is None or not self._journal.unsynced_bytes:
+            return max(0.0, self._retry_at - now) if self._job is not None else None
+        return max(0.0, self._due_at(now) - now)
+
+    def step(self, now: float) -> list[Written]:
+        """Do what is due, for a few milliseconds if the disk is a fast one.
+
+        Parameters
+        ----------
+        now : float
+            Seconds on the caller's clock.
+
+        Returns
+        -------
+        list
+            What the core must be told.
+        """
+        events: list[Written] = []
+        journal = self._journal
+        if journal is not None and journal.unsynced_bytes and now >= self._due_at(now):
+            self._sync(journal, events, now)
+        if self._job is not None and now >= self._retry_at:
+            self._advance(self._job, events)
+        return events
+
+    def close(self) -> None:
+        """Close all files."""
+        if self._checkpoint is not None:
+            self._checkpoint.abandon()
+        if self._journal is not None:
+            self._journal.close()
+        self._folder.close()
+
+    def _due_at(self, now: float) -> float:
+        """Tell when records must be forced to the disk."""
+        assert self._journal is not None
+        if self._is_troubled:
+            return self._retry_at
+        if self._waits_since is None:
+            self._waits_since = now
+        is_enough = self._journal.unsynced_bytes >= self._sync_bytes > 0
+        return now if self._is_hurried or is_enough else self._waits_since + self._sync_s
+
+    def _sync(self, journal: Journal, events: list[Written], now: float) -> None:
+        self._waits_since = None
+        try:
+            durable = journal.sync()
+        except OSError as error:
+            self._retry_at = now + RETRY_S
+            self._is_troubled = True
+            events.append(DiskTroubled(f"{error.strerror or error} ({error.filename or self._folder.path})"))
+            return
+        if self._is_troubled:
+            self._is_troubled = False
+            events.append(DiskTroubled(None))
+        events.append(RecordsWritten(durable))
+
+    def _advance(self, job: WriteCheckpoint, events: list[Written]) -> None:
+        """Write the next piece of a checkpoint, once the journal has all that it covers."""
+        checkpoint = job.checkpoint
+        if self._journal is not None and self._journal.durable < checkpoint.sequence:
+            return
+        path = self._folder.checkpoint_path(checkpoint.sequence, checkpoint.version)
+        try:
+            if self._checkpoint is None:
+                self._checkpoint = CheckpointWriter(self._disk, path, checkpoint)
+            if not self._checkpoint.step():
+                return
+            self._folder.prune(self._keep)
+            self._needed = [*self._needed, job.first_needed][-self._keep :]
+            if self._journal is not None and len(self._needed) == self._keep:
+                self._journal.remove_before(min(self._needed))
+        except (OSError, DistgradError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            events.append(CheckpointEnded(job.ticket, path, reason))
+        else:
+            events.append(CheckpointEnded(job.ticket, path, None))
+        self._job = self._checkpoint = None

@@ -1,0 +1,181 @@
+"""What is to be written to the journal, in order, and how far the disk has got (PROTOCOL 2, 21).
+
+The core notes here what it accepts and decides; the shell takes it all after each turn and hands it to the file
+thread. A record has a *sequence* number. Decisions are gathered into one record, which is closed when the next record
+of another kind is noted, or the shell takes it.
+
+With ``durability checkpoint`` gradients and decisions are not written; what else happens (sessions, new parameters) is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+
+from distgrad.wire import Gradient
+
+
+class Record(NamedTuple):
+    """One record, not written yet.
+
+    Attributes
+    ----------
+    header : bytes
+        msgpack: a gradient's own header, or ``[kind, map]``.
+    parts : sequence of buffers
+        Raw payload; nobody changes it any more.
+    """
+
+    header: bytes
+    parts: Sequence[Any] = ()
+
+
+class Records:
+    """Records on their way to the disk.
+
+    Parameters
+    ----------
+    sequence : int
+        Of the last record that is on the disk already.
+    keeps_gradients : bool
+        Whether gradients and decisions are written.
+    """
+
+    def __init__(self, sequence: int, *, keeps_gradients: bool) -> None:
+        self.keeps_gradients = keeps_gradients
+        self.durable = sequence
+        # Bytes noted so far: how much a recovery would have to read.
+        self.bytes = 0
+        self._sequence = sequence
+        self._records: list[Record] = []
+        self._decisions: list[Any] = []
+        self._version = 0
+        self._memory: dict[str, Any] | None = None
+        self._last_memory: dict[str, Any] = {}
+        # Who waits for the disk, in order: sequence, and what is then called.
+        self._waiting: list[tuple[int, Callable[[], None]]] = []
+
+    @property
+    def sequence(self) -> int:
+        """Sequence number of the last record; of decisions that are still gathered, the one that they will have."""
+        return self._sequence + bool(self._decisions)
+
+    def gradient(self, gradient: Gradient) -> None:
+        """Note that a gradient was accepted.
+
+        Parameters
+        ----------
+        gradient : Gradient
+            With its header's frame; it is told its record's sequence.
+        """
+        if not self.keeps_gradients:
+            return
+        if self._decisions:
+            self._close_decisions()
+        self._sequence += 1
+        gradient.sequence = self._sequence
+        header = gradient.frame
+        self._records.append(Record(header, () if gradient.is_inline else gradient.parts))
+        self.bytes += len(header) + gradient.size
+
+    def decided(self, decision: Any, version: int) -> None:
+        """Note a decision.
+
+        Parameters
+        ----------
+        decision : list
+            As in `distgrad.durable.replay`.
+        version : int
+            Of the parameters before it.
+        """
+        if not self.keeps_gradients:
+            return
+        if not self._decisions:
+            self._version = version
+        self._decisions.append(decision)
+
+    def remember(self, memory: dict[str, Any]) -> None:
+        """Note what the policy must not forget, with the decisions that are being gathered.
+
+        Parameters
+        ----------
+        memory : dict
+            As `Policy.memory` gives it.
+        """
+        if self._decisions and memory != self._last_memory:
+            self._memory = self._last_memory = memory
+
+    def add(self, kind: str, payload: Sequence[Any] = (), **keys: Any) -> int:
+        """Note that something else happened.
+
+        Parameters
+        ----------
+        kind : str
+            As in `distgrad.durable.replay`.
+        payload : sequence of buffers
+            Raw bytes behind the header; nobody changes them any more.
+        **keys : object
+            What it tells.
+
+        Returns
+        -------
+        int
+            Its sequence.
+        """
+        if self._decisions:
+            self._close_decisions()
+        self._sequence += 1
+        header = msgpack.packb([kind, keys])
+        self._records.append(Record(header, payload))
+        self.bytes += len(header) + sum(len(part) for part in payload)
+        return self._sequence
+
+    def take(self) -> list[Record]:
+        """Take all records noted since the last call.
+
+        Returns
+        -------
+        list of Record
+            In order.
+        """
+        if self._decisions:
+            self._close_decisions()
+        records, self._records = self._records, []
+        return records
+
+    def when_durable(self, call: Callable[[], None]) -> None:
+        """Have something done when all that was noted so far is on the disk; at once if it is.
+
+        Parameters
+        ----------
+        call : callable
+            What to do.
+        """
+        if self.durable >= self.sequence:
+            call()
+        else:
+            self._waiting.append((self.sequence, call))
+
+    def written(self, sequence: int) -> None:
+        """Take note that everything up to a record is on the disk.
+
+        Parameters
+        ----------
+        sequence : int
+            The record's.
+        """
+        self.durable = max(self.durable, sequence)
+        while self._waiting and self._waiting[0][0] <= self.durable:
+            self._waiting.pop(0)[1]()
+
+    def _close_decisions(self) -> None:
+        decisions, self._decisions = self._decisions, []
+        keys: dict[str, Any] = {"version": self._version, "decisions": decisions}
+        if self._memory is not None:
+            keys["memory"], self._memory = self._memory, None
+        header = msgpack.packb(["decided", keys])
+        self._sequence += 1
+        self.bytes += len(header)
+        self._records.append(Record(header))

@@ -4,26 +4,50 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from threading import Condition
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import nests
 from .arrays import as_array, carried_dtype
-from .errors import AlreadyRunning, LayoutError, QueueFull, StateError
+from .errors import AlreadyRunning, ConfigError, LayoutError, QueueFull, StateError
 from .layout import Layout
 from .nests import Nest
+from .wire import MAX_CURSOR_BYTES
 
 
 class QueuedGradient(NamedTuple):
-    """A gradient that waits: packed for a layout, or as a nest if there were no parameters yet."""
+    """A gradient that waits: packed for a layout, as a nest if there were no parameters yet, or from the journal."""
 
     number: int
     layout: Layout | None
     content: Any
+    cursor: bytes | str | None = None
+
+
+class Recorder(Protocol):
+    """Who keeps what happens to gradients. Called with the queue's lock held."""
+
+    @property
+    def behind(self) -> int:
+        """Gradients that are not kept yet."""
+        ...
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be kept at the moment."""
+        ...
+
+    def added(self, gradient: QueuedGradient) -> None:
+        """Keep a gradient that was added."""
+        ...
+
+    def cleared(self, gradients: Iterable[QueuedGradient]) -> None:
+        """Keep that gradients were dropped."""
+        ...
 
 
 class GradientQueue:
@@ -42,10 +66,13 @@ class GradientQueue:
     ----------
     running : bool
         Whether there is a taker.
+    recorder : Recorder or None
+        Who keeps what happens. Gradients that it has not kept yet count as waiting, as they are still in memory.
     """
 
     def __init__(self, bound: int, check: Callable[[], None], step: int = 1) -> None:
         self.running = False
+        self.recorder: Recorder | None = None
         self._bound = bound
         self._check = check
         self._step = step
@@ -59,7 +86,36 @@ class GradientQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, layout: Layout | None, content: Any, *, block: bool, timeout: float | None) -> int:
+    @property
+    def decided(self) -> int:
+        """Highest number up to which all gradients were applied, refused or cleared."""
+        with self._changed:
+            oldest = (self._taken or self._waiting or (None,))[0]
+            return self._added if oldest is None else oldest.number - 1
+
+    def restore(self, gradients: Iterable[QueuedGradient], added: int) -> None:
+        """Begin where another queue ended.
+
+        Parameters
+        ----------
+        gradients : iterable of QueuedGradient
+            What waits, in order; may be more than the bound.
+        added : int
+            Number of the last gradient.
+        """
+        with self._changed:
+            self._waiting.extend(gradients)
+            self._added = added
+
+    def put(
+        self,
+        layout: Layout | None,
+        content: Any,
+        *,
+        block: bool,
+        timeout: float | None,
+        cursor: bytes | str | None = None,
+    ) -> int:
         """Add a gradient at the end.
 
         Parameters
@@ -72,6 +128,8 @@ class GradientQueue:
             Wait for room while there is a taker.
         timeout : float or None
             Seconds to wait at most.
+        cursor : bytes, str or None
+            Where its giver stands.
 
         Returns
         -------
@@ -85,15 +143,20 @@ class GradientQueue:
         """
         deadline = _deadline(timeout)
         with self._changed:
-            while len(self._waiting) >= self._bound:
-                if not block or not self.running:
-                    hint = None if self.running else "the updater does not run: call start()"
-                    raise QueueFull(f"{self._bound} gradients wait, which is the bound", hint=hint)
+            while (full := self._what_fills_it()) is not None:
+                # The disk goes on by itself, also while nothing is applied.
+                goes_on = self.running or len(self._waiting) < self._bound
+                if not block or not goes_on:
+                    hint = None if goes_on else "the updater does not run: call start()"
+                    raise QueueFull(f"{full}, which is the bound", hint=hint)
                 if not self._changed.wait(_left(deadline)):
-                    raise QueueFull(f"{self._bound} gradients, the bound, still wait after {timeout} s")
+                    raise QueueFull(f"{full} still, after {timeout} s")
                 self._check()
+            gradient = QueuedGradient(self._added + 1, layout, content, cursor)
+            if self.recorder is not None:
+                self.recorder.added(gradient)
             self._added += 1
-            self._waiting.append(QueuedGradient(self._added, layout, content))
+            self._waiting.append(gradient)
             self._changed.notify_all()
             return self._added
 
@@ -145,6 +208,8 @@ class GradientQueue:
             How many gradients that were.
         """
         with self._changed:
+            if self.recorder is not None:
+                self.recorder.cleared(self._waiting)
             dropped = len(self._waiting)
             self._waiting.clear()
             self._changed.notify_all()
@@ -222,6 +287,14 @@ class GradientQueue:
         with self._changed:
             self._changed.notify_all()
 
+    def _what_fills_it(self) -> str | None:
+        if len(self._waiting) >= self._bound:
+            return f"{self._bound} gradients wait"
+        if self.recorder is not None and self.recorder.behind >= self._bound:
+            trouble = self.recorder.trouble
+            return f"{self._bound} gradients are not on the disk" + (f" ({trouble})" if trouble else "")
+        return None
+
 
 def copied(gradients: Nest) -> Nest:
     """Copy a gradient that no layout is known for, and refuse what no layout would take.
@@ -249,6 +322,29 @@ def copied(gradients: Nest) -> Nest:
             raise LayoutError(f"gradient of {name!r} has dtype {array.dtype}", leaf=name)
         copies.append(None if array is None else np.array(array))
     return nests.build(structure, copies, gradients)
+
+
+def checked_cursor(cursor: object) -> bytes | str | None:
+    """Check a cursor as `add_gradients` was given it.
+
+    Parameters
+    ----------
+    cursor : bytes, str or None
+        Where its giver stands.
+
+    Returns
+    -------
+    bytes, str or None
+        The same.
+
+    Raises
+    ------
+    ConfigError
+        If it is of another type, or longer than one may be.
+    """
+    if cursor is None or (isinstance(cursor, bytes | str) and len(cursor) <= MAX_CURSOR_BYTES):
+        return cursor
+    raise ConfigError(f"cursor must be bytes or str of at most {MAX_CURSOR_BYTES}, got {cursor!r:.80}")
 
 
 def _deadline(timeout: float | None) -> float | None:

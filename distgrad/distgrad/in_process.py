@@ -1,24 +1,25 @@
-"""Gradients queued and applied within one process: no socket, one thread."""
+"""Gradients queued and applied within one process: no socket, one thread, and one more if they are kept on disk."""
 
 from __future__ import annotations
 
-import logging
 import os
-from threading import Lock, Thread
+import time
 from types import TracebackType
 from typing import Any, Self
 
-from .errors import ConfigError, Destroyed, Forked, GradientRefused, NoParameters, UpdaterFailed
+from .call_guard import CallGuard
+from .errors import CheckpointError, ConfigError, GradientRefused, NoParameters, UpdaterFailed
 from .fair_lock import FairLock
-from .gradient_queue import GradientQueue, QueuedGradient, copied
+from .gradient_queue import GradientQueue, QueuedGradient, checked_cursor, copied
 from .holder import ParameterHolder, checked_mode
+from .layout import Layout
+from .local_keeper import LocalKeeper
 from .nests import Nest
 from .policies import Policy, Weighing
 from .queued_updates import apply_together, step_size
 from .reports import Reports, UpdaterHandle
 from .rules import Rule
-
-logger = logging.getLogger(__name__)
+from .updater import Updater
 
 
 class DistributedGradients:
@@ -44,6 +45,10 @@ class DistributedGradients:
         Gradients that may wait; memory is bounded by that many times the size of the parameters.
     threads : int, optional
         Threads that share a large update. By default one per core, at most 8.
+    data : path, optional
+        Folder that keeps all that happens: a process that was killed at any moment goes on where it was
+        (``docs/replay.md``). Made if it is not there; one process at a time has it. Of `gradient_change_mode`
+        and `optimizer` what is in force is recovered, too, unless another one is given than the last time.
 
     Raises
     ------
@@ -51,6 +56,8 @@ class DistributedGradients:
         If the mode is neither.
     ConfigError
         If another argument is impossible.
+    CheckpointError
+        If the data folder is in use (`DataFolderInUse`), damaged, or cannot be written to.
 
     Examples
     --------
@@ -73,6 +80,7 @@ class DistributedGradients:
         reduction: str = "mean",
         max_queue: int = 64,
         threads: int | None = None,
+        data: str | os.PathLike[str] | None = None,
     ) -> None:
         if type(max_queue) is not int or max_queue < 1:
             raise ConfigError(f"max_queue must be an integer of at least 1, got {max_queue!r}")
@@ -85,11 +93,16 @@ class DistributedGradients:
         self._holder = ParameterHolder(gradient_change_mode, optimizer, threads=threads)
         self._turn = FairLock()  # who has it owns the holder
         self._reports = Reports()
+        self._guard = CallGuard(self._reports, lambda: self._queue.running, has_files=data is not None)
         self._queue = GradientQueue(max_queue, self._check_waiting, step)
-        self._starting = Lock()  # guards _thread: it is either running, or ended, or not there
-        self._thread: Thread | None = None
-        self._destroyed = False
-        self._pid = os.getpid()
+        self._updater = Updater(self._queue, self._holder, lambda step: self._apply(step), self._reports)
+        self._keeper: LocalKeeper | None = None
+        if data is not None:
+            self._keeper = keeper = LocalKeeper(
+                data, self._holder, self._turn, policy, self._weighing, self._reports, self._queue.wake
+            )
+            self._queue.restore(keeper.queued, keeper.added_before)
+            self._queue.recorder = keeper
 
     @property
     def version(self) -> int:
@@ -105,6 +118,21 @@ class DistributedGradients:
     def refused(self) -> dict[str, int]:
         """Gradients refused so far, by reason (``docs/wire.md``)."""
         return self._reports.counts()
+
+    @property
+    def settled(self) -> int:
+        """Highest number up to which all gradients are applied, refused or cleared, and that is on the disk."""
+        return self._queue.decided if self._keeper is None else self._keeper.settled
+
+    @property
+    def cursor(self) -> bytes | str | None:
+        """Cursor of the last gradient that is on the disk: where a restarted program goes on. None without `data`."""
+        return None if self._keeper is None else self._keeper.cursor
+
+    @property
+    def disk_trouble(self) -> str | None:
+        """Why nothing can be written at the moment. It is tried again and again, and nothing is lost meanwhile."""
+        return None if self._keeper is None else self._keeper.trouble
 
     @property
     def running(self) -> bool:
@@ -138,16 +166,25 @@ class DistributedGradients:
         ConfigError
             If the optimizer has no such number, or it is out of range. Nothing is changed then.
         """
-        self._begin()
+        self._guard.begin()
         mode = None if gradient_change_mode is None else checked_mode(gradient_change_mode)
         with self._turn:
             if numbers:
                 self._holder.set_rule_numbers(**numbers)
             if mode is not None:
                 self._holder.set_mode(mode)
+            if self._keeper is not None:
+                self._keeper.configured()
 
-    def add_gradients(self, gradients: Nest, *, block: bool = True, timeout: float | None = None) -> int:
-        """Queue a gradient. That it is queued does not mean that it is applied: see `flush`.
+    def add_gradients(
+        self,
+        gradients: Nest,
+        *,
+        block: bool = True,
+        timeout: float | None = None,
+        cursor: bytes | str | None = None,
+    ) -> int:
+        """Queue a gradient. That it is queued does not mean that it is applied, or on the disk: see `flush`.
 
         Parameters
         ----------
@@ -159,29 +196,34 @@ class DistributedGradients:
             Wait for room while the queue is full and the updater runs.
         timeout : float, optional
             Seconds to wait at most.
+        cursor : bytes or str, optional
+            Where the program stands in its data once this gradient counts; at most 4 KiB. Kept with it.
 
         Returns
         -------
         int
-            Number of the gradient: 1 for the first one added.
+            Number of the gradient: 1 for the first one added; with `data` it goes on across restarts.
 
         Raises
         ------
         QueueFull
-            If there is no room: at once while stopped or without `block`, else after `timeout`.
+            If there is no room: at once while stopped or without `block`, else after `timeout`. With `data`,
+            a gradient takes up room until it is on the disk, so memory stays bounded while that is slow or full.
         LayoutError
             If paths, shapes or dtypes do not fit the parameters.
         """
-        self._begin()
+        self._guard.begin()
+        cursor = checked_cursor(cursor)
         layout = self._holder.layout
         content = copied(gradients) if layout is None else layout.pack_gradient(gradients)
-        return self._queue.put(layout, content, block=block, timeout=timeout)
+        return self._queue.put(layout, content, block=block, timeout=timeout, cursor=cursor)
 
     def set_model_parameters(self, parameters: Nest, do_not_deep_copy: bool = False) -> None:
         """Set the parameters, also while the updater runs.
 
         The optimizer's state is reset, the version is kept. Queued gradients of the same layout are
-        applied to the new parameters, others are refused.
+        applied to the new parameters, others are refused. With `data` this replaces what was recovered, so begin
+        with ``if shared.get_model_parameters() is None: shared.set_model_parameters(...)``.
 
         Parameters
         ----------
@@ -189,7 +231,8 @@ class DistributedGradients:
             Dict, list, tuple or namedtuple of arrays, or one array. ``None`` takes the parameters away,
             and gradients wait until there are some again.
         do_not_deep_copy : bool, default False
-            The arrays themselves are the storage and change in place.
+            The arrays themselves are the storage and change in place. With `data`, the journal keeps copies; what
+            you change in them yourself is not in it.
 
         Raises
         ------
@@ -197,12 +240,16 @@ class DistributedGradients:
             If the parameters cannot be laid out; with `do_not_deep_copy`, if an array is read-only or
             shares memory with another. The former parameters then stay.
         """
-        self._begin(heals=True)
+        self._guard.begin(heals=True)
+        if self._keeper is not None and parameters is not None:
+            Layout.of(parameters).to_frame()  # one that is too long for the journal is refused before it is set
         with self._turn:
             if parameters is None:
                 self._holder.clear()
             else:
                 self._holder.set_nest(parameters, adopt=do_not_deep_copy)
+            if self._keeper is not None:
+                self._keeper.replaced()
         self._reports.healed()
         self._queue.wake()
 
@@ -219,7 +266,7 @@ class DistributedGradients:
         nest or None
             A copy of one version; ``None`` if there are no parameters.
         """
-        self._begin()
+        self._guard.begin()
         with self._turn:
             return self._holder.nest(copy=not do_not_deep_copy)
 
@@ -238,20 +285,10 @@ class DistributedGradients:
         AlreadyRunning
             If it runs already.
         """
-        self._begin()
+        self._guard.begin()
         if self._holder.layout is None:
             raise NoParameters("no parameters are loaded", hint="call set_model_parameters() first")
-        with self._starting:
-            self._queue.open()
-            thread = Thread(name="distgrad-updater", target=lambda: self._run(handle), daemon=True)
-            handle = UpdaterHandle(thread)
-            try:
-                thread.start()
-            except RuntimeError:  # the system has no thread left
-                self._queue.ended()
-                raise
-            self._thread = thread
-        return handle
+        return self._updater.start()
 
     def stop(self, drain: bool = True, timeout: float | None = None) -> None:
         """Stop the updater, and return when it has ended. Nothing happens if it does not run.
@@ -269,9 +306,9 @@ class DistributedGradients:
         TimeoutError
             If it has not ended in time. It still will; ``stop(drain=False)`` makes it soon.
         """
-        self._check_alive()
-        self._end(drain=drain, timeout=timeout)
-        self._report()
+        self._guard.check_alive()
+        self._updater.end(drain=drain, timeout=timeout)
+        self._guard.report()
 
     def clear_gradients(self) -> int:
         """Drop every gradient that waits. One that is being applied is still applied.
@@ -281,11 +318,11 @@ class DistributedGradients:
         int
             How many were dropped.
         """
-        self._begin()
+        self._guard.begin()
         return self._queue.clear()
 
     def flush(self, timeout: float | None = None) -> None:
-        """Wait until every gradient added so far was applied, refused or cleared.
+        """Wait until every gradient added so far was applied, refused or cleared; with `data`, and is on the disk.
 
         Parameters
         ----------
@@ -295,33 +332,49 @@ class DistributedGradients:
         Raises
         ------
         TimeoutError
-            If gradients still wait then.
+            If gradients still wait then; it says so if the disk is what they wait for, and why.
         StateError
             If gradients wait and the updater does not run.
         """
         self._check_waiting()
+        deadline = None if timeout is None else time.monotonic() + timeout
         self._queue.join(timeout)
-        self._report()
+        if self._keeper is not None:
+            self._keeper.wait(None if deadline is None else deadline - time.monotonic(), self._check_waiting)
+        self._guard.report()
 
     def destroy(self) -> None:
         """Stop the updater without applying what is queued, and drop queue and parameters.
 
-        Every later call of a method raises `Destroyed`, except this one, which then does nothing.
+        Every later call of a method raises `Destroyed`, except this one, which then does nothing. With `data` this
+        is the end of this object only: the folder keeps the queue, the parameters and all else for the next one. A
+        last checkpoint is written.
+
+        Raises
+        ------
+        CheckpointError
+            If the disk does not take what was not written yet.
         """
-        if self._destroyed:
+        if self._guard.is_destroyed:
             return
-        self._destroyed = True
-        if os.getpid() != self._pid and self._queue.running:
+        is_foreign = self._guard.is_bound_elsewhere
+        self._guard.is_destroyed = True
+        if is_foreign:
             return  # a forked child: the thread, and whoever holds the locks, is in the parent
-        self._end(drain=False, timeout=None)
-        self._queue.clear()
-        with self._turn:
-            self._holder.clear()
-            self._holder.close()
-        self._report()
+        self._updater.end(drain=False, timeout=None)
+        try:
+            if self._keeper is not None:
+                self._keeper.close()
+        finally:
+            self._queue.recorder = None
+            self._queue.clear()
+            with self._turn:
+                self._holder.clear()
+                self._holder.close()
+        self._guard.report()
 
     def __enter__(self) -> Self:
-        self._begin()
+        self._guard.begin()
         return self
 
     def __exit__(
@@ -329,59 +382,21 @@ class DistributedGradients:
     ) -> None:
         try:
             self.destroy()
-        except (GradientRefused, UpdaterFailed):
+        except (GradientRefused, UpdaterFailed, CheckpointError):
             if error is None:  # otherwise the caller has a worse problem
                 raise
 
-    def _begin(self, *, heals: bool = False) -> None:
-        """Open a call: refuse it if nothing can be done, or if there is news to be told first."""
-        self._check_alive()
-        self._reports.raise_failure(again=not heals)
-        self._reports.raise_refusal()
-
-    def _check_alive(self) -> None:
-        if self._destroyed:
-            raise Destroyed("destroy() was called")
-        if os.getpid() != self._pid:
-            if self._queue.running:
-                raise Forked(f"the updater runs in process {self._pid}, which this one was forked from")
-            self._pid = os.getpid()  # nothing was running: the child has a copy of its own
-
     def _check_waiting(self) -> None:
-        """Raise in a caller that waits for the updater, if there is no point any more."""
-        self._check_alive()
-        self._reports.raise_failure()
-
-    def _report(self) -> None:
-        """Close a call whose work is done: raise what happened in the updater and was not told yet."""
-        self._reports.raise_failure()
-        self._reports.raise_refusal()
-
-    def _end(self, *, drain: bool, timeout: float | None) -> None:
-        self._queue.stop(drain=drain)
-        with self._starting:
-            thread = self._thread
-        if thread is not None:
-            thread.join(timeout)
-            if thread.is_alive():
-                raise TimeoutError(f"the updater still runs after {timeout} s; {len(self._queue)} gradients wait")
-
-    def _run(self, handle: UpdaterHandle) -> None:
-        """Apply gradients until told to stop: what the updater's thread does."""
-        try:
-            while step := self._queue.take(lambda: self._holder.layout is not None):
-                self._apply(step)
-        except Exception as error:  # a bug of ours: parameters may be half written, so nothing more is applied
-            logger.exception("the updater failed")
-            handle.failed(error)
-            self._reports.add_failure(error)
-        finally:
-            self._holder.close()
-            self._queue.ended()
+        """Raise in a caller that waits, if there is no point any more."""
+        self._guard.check_waiting()
+        if self._keeper is not None:
+            self._keeper.check()
 
     def _apply(self, step: list[QueuedGradient]) -> None:
         with self._turn:
             if self._holder.layout is None:  # taken away since
                 self._queue.put_back(step)
-            else:
+            elif self._keeper is None:
                 apply_together(self._holder, step, self._weighing, self._reports.add_refusal)
+            else:
+                self._keeper.apply(step, self._reports.add_refusal)

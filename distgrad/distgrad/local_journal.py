@@ -29,6 +29,9 @@ CHECKPOINT_BYTES = 2 << 30
 # After a checkpoint that could not be written, or taken, the next is tried this much later.
 RETRY_S = 5.0
 
+# Differs from every state.
+_NO_STATE = (-1, -1, -1)
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -46,7 +49,7 @@ class LocalJournal:
     on_written : callable
         Called on the file thread when the disk has got further, or has failed.
     journal_bytes : int
-        Journal behind the newest checkpoint.
+        Journal behind the newest checkpoint; 0 if that has everything.
     """
 
     def __init__(
@@ -68,10 +71,10 @@ class LocalJournal:
         self._is_closing = False
         # Of checkpoints; used on the file thread only.
         self._ticket = 0
-        self._is_under_way = self._is_final = False
+        self._is_under_way = self._is_final = self._has_tried = False
         self._begun_at, self._retry_at = time.monotonic(), 0.0
-        self._begun_bytes = -journal_bytes
-        self._begun_state = self._state()
+        self._begun_bytes = books.noted_bytes - journal_bytes
+        self._begun_state = _NO_STATE if journal_bytes else self._state()
         self._thread = Thread(target=self._run, name="distgrad-files", daemon=True)
         self._thread.start()
 
@@ -175,10 +178,11 @@ class LocalJournal:
             self._writer.close()
 
     def _is_done(self) -> bool:
-        if not self._is_closing or not self._is_final or self._is_under_way:
-            return False
+        if self._trouble is not None:
+            return self._has_tried  # once more, since it was told to close
         with self._noted:
-            return self._trouble is not None or self._books.durable >= self._books.sequence
+            is_written = self._books.durable >= self._books.sequence
+        return self._is_final and not self._is_under_way and is_written
 
     def _work(self) -> None:
         """Wait for something to do, and do one step of it."""
@@ -193,6 +197,7 @@ class LocalJournal:
         now = time.monotonic()
         if self._is_closing:
             self._writer.hurry()
+            self._has_tried = True
         if self._is_checkpoint_due(now):
             self._begin_checkpoint(now)
         for event in self._writer.step(time.monotonic()):
@@ -245,7 +250,7 @@ class LocalJournal:
             self._is_under_way = False
             if event.error is not None:
                 self._retry_at = time.monotonic() + RETRY_S
-                self._begun_state = (-1, -1, -1)
+                self._begun_state = _NO_STATE
                 self._begun_at -= CHECKPOINT_S
                 log.event(_LOGGER, logging.ERROR, "checkpoint failed", path=event.path, error=event.error)
             return

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .durable.replay import recut
+from .durable.stored_gradient import EARLY, stored_arrays
 from .errors import ConfigError, GradientRefused, LayoutError
 from .gradient_queue import QueuedGradient
 from .holder import ParameterHolder
 from .policies import Asynchronous, Buffered, Policy, Weighing
+from .wire import Gradient
 
 
 def step_size(policy: Policy | None) -> int:
@@ -41,6 +44,7 @@ def apply_together(
     step: Sequence[QueuedGradient],
     weighing: Weighing,
     refuse: Callable[[GradientRefused], None],
+    applied: Callable[[Sequence[int], Sequence[float] | None], None] = lambda numbers, weights: None,
 ) -> None:
     """Make one update of some gradients; a bad one is refused alone.
 
@@ -54,6 +58,8 @@ def apply_together(
         Mean or sum.
     refuse : callable
         Is told of each gradient that is not applied.
+    applied : callable, optional
+        Is told the numbers of those that are, and what they were multiplied by; None for one that was not.
     """
     good: list[tuple[int, Any]] = []
     for gradient in step:
@@ -67,23 +73,32 @@ def apply_together(
             good.append((gradient.number, content))
     if not good:
         return
+    numbers = [number for number, _ in good]
+    weights: list[float] | None = None
     try:
         if len(step) == 1:
             holder.apply(good[0][1])
         else:
-            weight = 1.0 if weighing.reduction == "sum" else 1 / len(good)
-            holder.apply(holder.combine([content for _, content in good], [weight] * len(good)))
+            weights = [1.0 if weighing.reduction == "sum" else 1 / len(good)] * len(good)
+            holder.apply(holder.combine([content for _, content in good], weights))
     except GradientRefused as error:
-        for number, _ in good:
+        for number in numbers:
             refuse(_refusal(number, error))
+    else:
+        applied(numbers, weights)
 
 
 def _fitted(holder: ParameterHolder, gradient: QueuedGradient) -> Any:
     """Give a gradient's arrays in the order of the holder's arenas."""
     if gradient.layout is None:
         assert holder.layout is not None  # the caller has looked
-        return holder.layout.pack_gradient(gradient.content)
-    if gradient.layout != holder.layout:
+        if not isinstance(gradient.content, Gradient):
+            return holder.layout.pack_gradient(gradient.content)
+        stored = gradient.content
+        if stored.encoding == EARLY or stored.fingerprint == holder.layout.fingerprint:
+            recut(holder.layout, stored)
+            return stored_arrays(holder.layout, stored)
+    if gradient.layout is None or gradient.layout != holder.layout:
         raise LayoutError("the parameters have another layout than when the gradient was added")
     return gradient.content
 

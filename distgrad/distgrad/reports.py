@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from threading import Lock, Thread
 
 from .errors import GradientRefused, UpdaterFailed
@@ -93,6 +94,17 @@ class Reports:
         with self._lock:
             return dict(self._refused)
 
+    def add_counts(self, refused: Mapping[str, int]) -> None:
+        """Count what an earlier process refused, and told.
+
+        Parameters
+        ----------
+        refused : mapping of str to int
+            By reason.
+        """
+        with self._lock:
+            self._refused.update(refused)
+
     def add_refusal(self, refusal: GradientRefused) -> None:
         """Note a refused gradient.
 
@@ -116,6 +128,11 @@ class Reports:
         """
         with self._lock:
             self._failure, self._failure_told = error, False
+
+    @property
+    def has_failure(self) -> bool:
+        """Whether the updater has failed, and what it may have left half written is still there."""
+        return self._failure is not None
 
     def healed(self) -> None:
         """Forget the failure: what it may have left half written was replaced."""

@@ -1,0 +1,253 @@
+"""One broker's process: the real core behind a loop that the simulation turns, and recovery before its first turn."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distgrad import wire
+from distgrad.errors import MalformedMessage
+from distgrad.executor import Executor
+from distgrad.holder import ParameterHolder
+from distgrad.wire import Gradient
+from distgrad_broker.core import Core
+from distgrad_broker.core_settings import CoreSettings
+from distgrad_broker.data import open_data
+from distgrad_broker.events import (
+    Effect,
+    Event,
+    Reply,
+    RequestReceived,
+    ShutdownAsked,
+    SocketsDrained,
+    TimePassed,
+    WorkDue,
+    WriteCheckpoint,
+)
+from simulation import checks
+from simulation.file_thread import FileThread
+from simulation.reference import SMALL
+from simulation.watch import Watch, WatchedVersions
+from support.sim_disk import Crash, SimDisk
+
+if TYPE_CHECKING:
+    from simulation.network import Frames
+    from simulation.world import World
+
+IDLE_S = 0.25
+CLOSE_TIMEOUT_S = 3.0
+FAREWELL_S = 0.3
+MAX_A_TURN = 64
+
+# Compiled once: a holder's own would take longer than all that it does here.
+_EXECUTOR = Executor(threads=1)
+
+
+class BrokerProcess:
+    """A process that runs a broker on the world's disk.
+
+    Raises
+    ------
+    Crash
+        If it dies while it recovers.
+    CheckpointError
+        If the disk does not let it recover.
+    """
+
+    def __init__(self, world: World, number: int, disk: SimDisk) -> None:
+        self.world = world
+        self.number = number
+        self.name = f"broker {number}"
+        self.disk = disk
+        self.is_ended = False
+        self.frozen_until = 0.0
+        self.clock_offset = world.random.random() * 1000
+        # How many more steps of its loop it makes before it dies in the middle of a turn.
+        self.steps_left = math.inf
+        self._started_at = world.now
+        holder = ParameterHolder(world.config.mode, world.config.rule(), threads=1)
+        holder._executor = _EXECUTOR
+        data = open_data(world.config, disk, holder, world.config.consistency(), salt=world.random.getrandbits(64))
+        reference = checks.check_recovery(world, data, holder)
+        if holder.layout is None:
+            holder.set_arenas(SMALL, [np.zeros(arena.size, arena.dtype) for arena in SMALL.arenas])
+        settings = CoreSettings(
+            incarnation=f"i{number}",
+            gradients="tcp://127.0.0.1:5555",
+            queue_bytes=world.config.queue_bytes,
+            lease_s=world.config.workers_silent_after,
+            data=data.settings,
+        )
+        self.versions = WatchedVersions(holder)
+        self.watch = self.versions.watch = Watch(
+            reference,
+            data.recovered.sequence,
+            world.pushes,
+            keeps_gradients=data.settings.durability == "journal",
+            is_exact=world.plan.is_exact,
+        )
+        self.core = Core(
+            settings, self.versions, data.policy, data.weighing, recovered=data.recovered, now=self.now
+        )
+        self.files = FileThread(self, data.writer)
+        self._posted: deque[Event] = deque()
+        self._control: deque[tuple[tuple[bytes, ...], Frames]] = deque()
+        self._gradients: deque[Frames] = deque()
+        self._wakes_at: float | None = None
+        self._is_closing = False
+        self._ends_at = math.inf
+        checks.check_core(self, data.recovered)
+        self._write_records()
+        self.watch.compare(self.versions)
+        self.wake(0.0)
+
+    @property
+    def now(self) -> float:
+        """What this process takes for the time."""
+        return self.world.now + self.clock_offset
+
+    # What comes from outside
+
+    def wake(self, delay_s: float) -> None:
+        """Turn the loop at a time, if it does not turn before."""
+        at = self.world.now + delay_s
+        if self._wakes_at is None or at < self._wakes_at:
+            self._wakes_at = at
+            self.world.at(delay_s, self._turn, at)
+
+    def receive_gradients(self, batch: Sequence[Frames]) -> None:
+        self._gradients.extend(batch)
+        self.wake(0.0)
+
+    def receive_request(self, envelope: tuple[bytes, ...], frames: Frames) -> None:
+        self._control.append((envelope, frames))
+        self.wake(0.0)
+
+    def post(self, event: Event) -> None:
+        """Take an event from another thread, or a signal handler."""
+        if not self.is_ended:
+            self._posted.append(event)
+            self.wake(0.0)
+
+    # The loop
+
+    def _turn(self, at: float) -> None:
+        if at != self._wakes_at or self.is_ended:
+            return
+        self._wakes_at = None
+        world = self.world
+        if world.now < self.frozen_until:
+            self.wake(self.frozen_until - world.now)
+            return
+        now = self.now
+        try:
+            is_over = self._turn_now(now)
+            self._write_records()
+        except Crash:
+            world.broker_died(self, machine=False)
+            return
+        checks.check_state(self)
+        if is_over or now >= self._ends_at:
+            world.broker_ended(self)
+            return
+        if self.core.has_work or self._control or self._gradients:
+            self.wake(world.plan.pace_s)
+            return
+        deadline = self.core.next_deadline()
+        self.wake(IDLE_S if deadline is None else min(IDLE_S, max(1e-6, deadline - now)))
+
+    def _turn_now(self, now: float) -> bool:
+        """Do what `distgrad_broker.loop` does in a turn; tell whether the broker has closed."""
+        core = self.core
+        while self._posted:
+            event = self._posted.popleft()
+            if isinstance(event, ShutdownAsked):
+                self._read_gradients(len(self._gradients), now)
+                self._is_closing, self._ends_at = True, now + CLOSE_TIMEOUT_S
+            self._handle(event, now)
+        for _ in range(min(MAX_A_TURN, len(self._control))):
+            self._read_request(now)
+        self._read_gradients(MAX_A_TURN, now)
+        if self._control or self._gradients:
+            self._handle(TimePassed(), now)
+        else:
+            self._handle(SocketsDrained(0.0), now)
+        if core.has_work:
+            self._handle(WorkDue(self.world.plan.work), now)
+        if self._is_closing and core.is_drained:
+            if core.is_known:
+                return True
+            self._ends_at = min(self._ends_at, now + FAREWELL_S)
+        return False
+
+    def _read_gradients(self, limit: int, now: float) -> None:
+        watch, members = self.watch, self.core.state.members
+        for _ in range(min(limit, len(self._gradients))):
+            frames = self._gradients.popleft()
+            parts = frames[1:]
+            gradient = wire.parse_gradient(wire.unpack(frames[0]), parts, sum(map(len, parts)))
+            gradient.frame = frames[0]
+            member = members.get(gradient.worker)
+            before = 0 if member is None else member.accepted
+            self._handle(gradient, now)
+            if member is not None and member.accepted != before:
+                self.world.check_sender(watch.accepted(gradient))
+
+    def _read_request(self, now: float) -> None:
+        envelope, frames = self._control.popleft()
+        try:
+            request = RequestReceived(envelope, wire.unpack(frames[0]), frames[1:])
+        except MalformedMessage as error:  # pragma: no cover - a bug of the simulation
+            raise AssertionError("the simulation sent what cannot be read") from error
+        op = request.header["op"]
+        self.watch.cleared.clear()
+        self._handle(request, now)
+        if op in ("heartbeat", "get"):
+            return
+        self._write_records()
+        if op == "hello":
+            self._check_forgotten(request.header["worker"])
+        elif "client" in request.header:
+            self.world.told.executed(request.header["client"], request.header["id"], self.watch.cleared)
+
+    def _check_forgotten(self, worker: str) -> None:
+        """A new session without a journal forgets what its predecessor left undecided."""
+        member, own = self.core.state.members.get(worker), self.watch.reference.workers.get(worker)
+        if member is not None and own is not None and member.accepted < own.accepted:
+            self.watch.reference.forget(worker)
+
+    def _handle(self, event: Event | Gradient, now: float) -> None:
+        self._step()
+        for effect in self.core.handle(event, now):
+            self._step()
+            self._carry_out(effect, now)
+
+    def _step(self) -> None:
+        self.steps_left -= 1
+        if self.steps_left < 0:
+            raise Crash("between two steps of the loop")
+
+    def _carry_out(self, effect: Effect, now: float) -> None:
+        kind = type(effect)
+        if kind is Reply:
+            assert isinstance(effect, Reply)
+            frames = [wire.pack(effect.header), *(bytes(frame) for frame in effect.frames)]
+            self.world.replied(self, effect.envelope, effect.header)
+            self.world.network.send_reply(effect.envelope, frames, self.number)
+        elif kind is WriteCheckpoint:
+            assert isinstance(effect, WriteCheckpoint)
+            self._write_records()
+            self.watch.checkpoint_begun(effect)
+            self.files.put(effect)
+        elif self.world.trace is not None:
+            self.world.note(self.name, str(effect))
+
+    def _write_records(self) -> None:
+        records = self.core.take_records()
+        if records:
+            self.watch.recorded(records, self.versions)
+            self.files.put(records)

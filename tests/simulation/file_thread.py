@@ -1,0 +1,104 @@
+"""A broker's file thread: the real `DiskWriter`, fed as the real thread feeds it, on a disk that takes its time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from distgrad_broker.disk_writer import DiskWriter
+from distgrad_broker.events import CheckpointEnded, RecordsWritten, WriteCheckpoint
+from distgrad_broker.records import Record
+from support.sim_disk import Crash
+
+if TYPE_CHECKING:
+    from simulation.broker_process import BrokerProcess
+
+# Steps of a checkpoint that are made at once: each is an event of its own otherwise.
+MAX_STEPS = 4
+
+
+class FileThread:
+    """Writes what the loop gives it.
+
+    Attributes
+    ----------
+    dies_with : str
+        What ends when the disk says so in the middle of a call: ``thread``, ``process`` or ``machine``.
+    """
+
+    def __init__(self, broker: BrokerProcess, writer: DiskWriter) -> None:
+        self.broker = broker
+        self.writer = writer
+        self.dies_with = "process"
+        self.is_dead = False
+        self._jobs: list[Sequence[Record] | WriteCheckpoint] = []
+        self._tickets: dict[int, tuple[int, int]] = {}
+        self._busy_until = 0.0
+        self._wakes_at: float | None = None
+
+    def put(self, job: Sequence[Record] | WriteCheckpoint) -> None:
+        """Take a job; returns at once."""
+        self._jobs.append(job)
+        self._wake(0.0)
+
+    def close(self) -> None:
+        """Write what there is, and close the folder; after the loop has ended."""
+        self._take_jobs()
+        self.writer.hurry()
+        self.writer.step(self.broker.now)
+        self.writer.close()
+
+    def _wake(self, delay_s: float) -> None:
+        world = self.broker.world
+        at = max(world.now + delay_s, self._busy_until)
+        if self._wakes_at is None or at < self._wakes_at:
+            self._wakes_at = at
+            world.at(at - world.now, self._turn, at)
+
+    def _turn(self, at: float) -> None:
+        broker = self.broker
+        world = broker.world
+        if at != self._wakes_at or broker.is_ended or self.is_dead:
+            return
+        self._wakes_at = None
+        if world.now < broker.frozen_until:
+            self._wake(broker.frozen_until - world.now)
+            return
+        calls = len(broker.disk.calls)
+        try:
+            self._take_jobs()
+            for _ in range(world.random.randrange(1, MAX_STEPS + 1)):
+                for event in self.writer.step(broker.now):
+                    self._tell(event)
+                if self.writer.wait_s(broker.now) != 0.0:
+                    break
+        except Crash:
+            self.is_dead = True
+            world.disk_crashed(broker, self.dies_with)
+            return
+        self._busy_until = world.now + world.disk_time(broker.disk.calls[calls:])
+        wait_s = self.writer.wait_s(broker.now)
+        if wait_s is not None:
+            self._wake(wait_s)
+
+    def _take_jobs(self) -> None:
+        jobs, self._jobs = self._jobs, []
+        for job in jobs:
+            if isinstance(job, WriteCheckpoint):
+                self._tickets[job.ticket] = job.checkpoint.sequence, job.checkpoint.version
+                self.writer.checkpoint(job)
+            else:
+                self.writer.records(job)
+
+    def _tell(self, event: RecordsWritten | CheckpointEnded | object) -> None:
+        """Post an event to the loop, when the disk has had its time."""
+        broker = self.broker
+        world, watch = broker.world, broker.watch
+        if isinstance(event, RecordsWritten):
+            watch.durable = max(watch.durable, event.sequence)
+        elif isinstance(event, CheckpointEnded) and event.error is None:
+            watch.durable_ticket = event.ticket
+            watch.durable_checkpoint = self._tickets[event.ticket]
+        if world.trace is not None:
+            world.note(broker.name, str(event))
+        world.at(world.disk_time(["sync"]), broker.post, event)

@@ -1,0 +1,103 @@
+"""What the broker has let out: from then on it must be so, whatever dies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from simulation.clockwork import Violation
+from simulation.reference import Push, Reference
+
+
+class Told:
+    """What workers and administrators were told, over all brokers of a world.
+
+    Attributes
+    ----------
+    settled : dict of str to int
+        By worker: the highest number of which it was told that it is settled.
+    sessions : dict of str to list of int
+        By worker: the processes that were told of a session of their own, in order.
+    """
+
+    def __init__(self) -> None:
+        self.settled: dict[str, int] = {}
+        self.sessions: dict[str, list[int]] = {}
+        self._accepted: dict[str, int] = {}
+        self._outcomes: dict[tuple[str, int], tuple[str, str | None, bytes | str]] = {}
+        self._executed: dict[tuple[bytes, int], list[Push]] = {}
+        self._sequence = 0
+
+    def heartbeat(self, worker: str, reply: Mapping[str, Any], reference: Reference) -> None:
+        """A worker was told how far it is settled, and what was refused."""
+        own = reference.workers[worker]
+        settled, before = reply["settled"], self.settled.get(worker, 0)
+        if settled > own.decided:
+            raise Violation(f"{worker} is told that {settled} is settled, but {own.decided} is decided")
+        for number in range(before + 1, settled + 1):
+            self._outcomes[worker, number] = own.outcomes[number]
+        if settled > before:
+            self.settled[worker] = settled
+        for number, reason, *_ in reply["refused"]:
+            outcome = own.outcomes.get(number)
+            if number <= settled and (outcome is None or outcome[:2] != ("refused", reason)):
+                raise Violation(f"{worker} is told that {number} was refused ({reason}), but it was {outcome}")
+
+    def hello(self, worker: str, uid: int, reply: Mapping[str, Any], *, is_first: bool) -> None:
+        """A process was given a session; the first time it begins where the broker says."""
+        sessions = self.sessions.setdefault(worker, [])
+        if uid in sessions:
+            if sessions[-1] != uid:
+                raise Violation(f"process {uid} was superseded by {sessions[-1]} as {worker}, and is let in again")
+        else:
+            sessions.append(uid)
+        accepted, cursor = reply["accepted"], reply["cursor"]
+        if is_first:
+            self._accepted[worker] = max(accepted, self._accepted.get(worker, 0))
+            if batch_of(cursor) != accepted:
+                raise Violation(f"{worker} is told to begin at {cursor!r}, after {accepted} gradients")
+        if accepted < self.settled.get(worker, 0):
+            raise Violation(f"{worker} is told that {accepted} were accepted, after {self.settled[worker]} settled")
+
+    def executed(self, client: bytes, request_id: int, cleared: Sequence[Push]) -> None:
+        """A command was carried out; nobody was told yet."""
+        self._executed[client, request_id] = list(cleared)
+
+    def command(self, client: bytes, request_id: int, reply: Mapping[str, Any], sequence: int) -> None:
+        """Somebody was told that a command is done, and has to outlive a crash."""
+        cleared = self._executed.get((client, request_id), [])
+        if "cleared" in reply and reply["cleared"] != len(cleared):
+            raise Violation(f"{reply['cleared']} are told to be cleared, but {len(cleared)} were")
+        for push in cleared:
+            self._outcomes[push.worker, push.number] = ("cleared", None, push.cursor)
+        self._sequence = max(self._sequence, sequence)
+
+    def forget(self, worker: str) -> None:
+        """A made-up id left: nothing of it is remembered."""
+        self.settled.pop(worker, None)
+        self._accepted.pop(worker, None)
+        self._outcomes = {key: outcome for key, outcome in self._outcomes.items() if key[0] != worker}
+
+    def check(self, reference: Reference, sequence: int) -> None:
+        """Compare with what a broker has recovered."""
+        if sequence < self._sequence:
+            raise Violation(f"a command was confirmed with record {self._sequence}; recovered are {sequence}")
+        for worker, settled in self.settled.items():
+            own = reference.workers.get(worker)
+            if own is None or own.decided < settled:
+                raise Violation(f"{worker} was told that {settled} is settled; recovered is {own and own.decided}")
+        for worker, accepted in self._accepted.items():
+            own = reference.workers.get(worker)
+            if own is None or own.accepted < accepted:
+                raise Violation(f"{worker} began after {accepted}; recovered is {own and own.accepted}")
+        for (worker, number), outcome in self._outcomes.items():
+            found = reference.workers[worker].outcomes.get(number)
+            if found != outcome:
+                raise Violation(f"{worker} was told that {number} is {outcome}; recovered is {found}")
+
+
+def batch_of(cursor: bytes | str | None) -> int:
+    """Give the number of the batch to begin with."""
+    if cursor is None:
+        return 0
+    return int(cursor.partition(b"." if isinstance(cursor, bytes) else ".")[0])  # type: ignore[arg-type]

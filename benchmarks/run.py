@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import bench_memory, bench_pull, bench_push_large, bench_push_small, bench_readers, harness
+from benchmarks import bench_journal, bench_memory, bench_pull, bench_push_large, bench_push_small, bench_readers, harness
 
 BENCHMARKS = {
+    "journal": bench_journal.measure,
     "push_large": bench_push_large.measure,
     "push_small": bench_push_small.measure,
     "pull": bench_pull.measure,

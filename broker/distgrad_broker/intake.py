@@ -39,16 +39,17 @@ def accept(state: CoreState, gradient: Gradient, now: float) -> None:
         member.attempt = gradient.attempt
         member.missing = False
     number = gradient.number
-    if number != member.accepted + 1:
-        if number <= member.accepted:
-            member.repeated += 1
-            state.dropped["repeated"] += 1
-        else:
-            _miss(state, member, "gap", now)
+    if number <= member.accepted:
+        member.repeated += 1
+        state.dropped["repeated"] += 1
         return
     if state.is_closing or state.is_destroyed:
+        # Before a gap is looked for: whoever sends again at once would soon give up, and its numbers come to nothing.
         member.dropped += 1
         state.dropped["closing"] += 1
+        return
+    if number != member.accepted + 1:
+        _miss(state, member, "gap", now)
         return
     if member.queued_bytes + gradient.charge > member.committed:
         _miss(state, member, "uncovered", now)

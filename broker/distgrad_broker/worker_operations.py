@@ -76,6 +76,8 @@ def hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
             "invalid", f"the window begins at {lowest}, but number {member.accepted + 1} of {worker!r:.80} never came"
         )
     was_silent = state.members.renew(member, now, state.busy_s)
+    if was_silent and not is_new_session and state.records is not None:
+        state.records.add("back", worker=worker)
     settling.rebalance(state)
     if is_new or was_silent:
         membership.came(state, member, now)

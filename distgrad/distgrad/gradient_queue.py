@@ -58,7 +58,7 @@ class GradientQueue:
     bound : int
         Gradients that may wait.
     check : callable
-        Raises if callers should give up: it is called after every wait.
+        Raises if callers should give up: it is called around every wait.
     step : int
         Gradients that are taken at a time; fewer when somebody waits for them.
 
@@ -149,6 +149,7 @@ class GradientQueue:
                 if not block or not goes_on:
                     hint = None if goes_on else "the updater does not run: call start()"
                     raise QueueFull(f"{full}, which is the bound", hint=hint)
+                self._check()
                 if not self._changed.wait(_left(deadline)):
                     raise QueueFull(f"{full} still, after {timeout} s")
                 self._check()

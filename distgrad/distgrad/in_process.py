@@ -355,12 +355,10 @@ class DistributedGradients:
         CheckpointError
             If the disk does not take what was not written yet.
         """
-        if self._guard.is_destroyed:
-            return
-        is_foreign = self._guard.is_bound_elsewhere
+        is_done = self._guard.is_destroyed or self._guard.is_bound_elsewhere  # in a child the threads are not there
         self._guard.is_destroyed = True
-        if is_foreign:
-            return  # a forked child: the thread, and whoever holds the locks, is in the parent
+        if is_done:
+            return
         self._updater.end(drain=False, timeout=None)
         try:
             if self._keeper is not None:

@@ -2,7 +2,7 @@
 
 | thread | owns | receives through | gives away |
 |---|---|---|---|
-| files (``distgrad-files``) | the data folder | `LocalBooks`, under the lock | how far the disk has got, under the lock |
+| files (``distgrad-files``) | the data folder | `LocalBooks` | how far the disk has got |
 
 The lock is taken last, by whoever may hold the queue's lock or the turn to change the parameters, and never held while
 waiting for either, or for the disk.
@@ -76,7 +76,6 @@ class LocalJournal:
         self._begun_bytes = books.noted_bytes - journal_bytes
         self._begun_state = _NO_STATE if journal_bytes else self._state()
         self._thread = Thread(target=self._run, name="distgrad-files", daemon=True)
-        self._thread.start()
 
     @property
     def settled(self) -> int:
@@ -97,6 +96,14 @@ class LocalJournal:
     def trouble(self) -> str | None:
         """Why nothing can be written at the moment; None if all is well."""
         return self._trouble
+
+    def start(self) -> None:
+        """Start the file thread, a daemon."""
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system has no thread left
+            self._writer.close()
+            raise
 
     @contextmanager
     def noting(self) -> Iterator[LocalBooks]:

@@ -76,11 +76,15 @@ class LocalKeeper:
         self._weighing = weighing
         self._reports = reports
         self._unfinished: list[int] = []
-        data = open_data(os.fspath(path), disk or OsDisk(), holder, self._policy, weighing)
+        try:
+            data = open_data(os.fspath(path), disk or OsDisk(), holder, self._policy, weighing)
+        finally:
+            holder.close()  # the threads that helped to repeat updates
         self.queued = data.queued
         reports.add_counts(data.refused)
         self.added_before = data.books.accepted_number
         self._journal = LocalJournal(data.books, data.writer, self._snapshot, on_written, data.journal_bytes)
+        self._journal.start()
 
     @property
     def behind(self) -> int:

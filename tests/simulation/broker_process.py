@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -89,6 +90,7 @@ class BrokerProcess:
             world.pushes,
             keeps_gradients=data.settings.durability == "journal",
             is_exact=world.plan.is_exact,
+            note=partial(world.note, self.name),
         )
         self.core = Core(
             settings, self.versions, data.policy, data.weighing, recovered=data.recovered, now=self.now
@@ -203,16 +205,19 @@ class BrokerProcess:
             request = RequestReceived(envelope, wire.unpack(frames[0]), frames[1:])
         except MalformedMessage as error:  # pragma: no cover - a bug of the simulation
             raise AssertionError("the simulation sent what cannot be read") from error
-        op = request.header["op"]
-        self.watch.cleared.clear()
-        self._handle(request, now)
+        op, watch = request.header["op"], self.watch
         if op in ("heartbeat", "get"):
+            self._handle(request, now)
             return
+        self._write_records()
+        before = watch.sequence
+        watch.cleared.clear()
+        self._handle(request, now)
         self._write_records()
         if op == "hello":
             self._check_forgotten(request.header["worker"])
-        elif "client" in request.header:
-            self.world.told.executed(request.header["client"], request.header["id"], self.watch.cleared)
+        elif watch.cleared or watch.sequence > before:
+            self.world.told.executed(request.header["client"], request.header["id"], watch.cleared, watch.sequence)
 
     def _check_forgotten(self, worker: str) -> None:
         """A new session without a journal forgets what its predecessor left undecided."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from distgrad_broker.disk_writer import DiskWriter
+from distgrad_broker.disk_writer import DiskWriter, Written
 from distgrad_broker.events import CheckpointEnded, RecordsWritten, WriteCheckpoint
 from distgrad_broker.records import Record
 from support.sim_disk import Crash
@@ -34,6 +34,7 @@ class FileThread:
         self._jobs: list[Sequence[Record] | WriteCheckpoint] = []
         self._tickets: dict[int, tuple[int, int]] = {}
         self._busy_until = 0.0
+        self._posts_at = 0.0
         self._wakes_at: float | None = None
 
     def put(self, job: Sequence[Record] | WriteCheckpoint) -> None:
@@ -79,7 +80,7 @@ class FileThread:
         self._busy_until = world.now + world.disk_time(broker.disk.calls[calls:])
         wait_s = self.writer.wait_s(broker.now)
         if wait_s is not None:
-            self._wake(wait_s)
+            self._wake(wait_s and max(wait_s, 1e-6))
 
     def _take_jobs(self) -> None:
         jobs, self._jobs = self._jobs, []
@@ -90,7 +91,7 @@ class FileThread:
             else:
                 self.writer.records(job)
 
-    def _tell(self, event: RecordsWritten | CheckpointEnded | object) -> None:
+    def _tell(self, event: Written) -> None:
         """Post an event to the loop, when the disk has had its time."""
         broker = self.broker
         world, watch = broker.world, broker.watch
@@ -101,4 +102,5 @@ class FileThread:
             watch.durable_checkpoint = self._tickets[event.ticket]
         if world.trace is not None:
             world.note(broker.name, str(event))
-        world.at(world.disk_time(["sync"]), broker.post, event)
+        self._posts_at = max(self._posts_at, world.now + world.disk_time(["sync"]))
+        world.at(self._posts_at - world.now, broker.post, event)

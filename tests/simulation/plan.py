@@ -119,7 +119,7 @@ def make_plan(seed: int) -> Plan:
     broker = {
         "data": "/data",
         "durability": durability,
-        "sync_every": random.choice(["0", "0", "0.005", "0.03", "2000"]),
+        "sync_every": random.choice(["0", "0", "0", "0.005", "0.005", "0.03", "2KiB"]),
         "checkpoint_updates": random.choice([8, 15, 30, 60]),
         "checkpoint_every": random.choice([0.2, 1.0, 300.0]),
         "checkpoint_journal": random.choice([6_000, 20_000, 2**31]),

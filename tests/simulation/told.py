@@ -18,14 +18,17 @@ class Told:
         By worker: the highest number of which it was told that it is settled.
     sessions : dict of str to list of int
         By worker: the processes that were told of a session of their own, in order.
+    generated : set of str
+        Ids that were made up.
     """
 
     def __init__(self) -> None:
         self.settled: dict[str, int] = {}
         self.sessions: dict[str, list[int]] = {}
+        self.generated: set[str] = set()
         self._accepted: dict[str, int] = {}
         self._outcomes: dict[tuple[str, int], tuple[str, str | None, bytes | str]] = {}
-        self._executed: dict[tuple[bytes, int], list[Push]] = {}
+        self._executed: dict[tuple[bytes, int], tuple[list[Push], int]] = {}
         self._sequence = 0
 
     def heartbeat(self, worker: str, reply: Mapping[str, Any], reference: Reference) -> None:
@@ -59,38 +62,36 @@ class Told:
         if accepted < self.settled.get(worker, 0):
             raise Violation(f"{worker} is told that {accepted} were accepted, after {self.settled[worker]} settled")
 
-    def executed(self, client: bytes, request_id: int, cleared: Sequence[Push]) -> None:
-        """A command was carried out; nobody was told yet."""
-        self._executed[client, request_id] = list(cleared)
+    def executed(self, client: bytes, request_id: int, cleared: Sequence[Push], sequence: int) -> None:
+        """A command was carried out, and noted in a record; nobody was told yet."""
+        if (client, request_id) in self._executed:
+            raise Violation(f"request {request_id} of {client!r} was carried out twice")
+        self._executed[client, request_id] = list(cleared), sequence
 
-    def command(self, client: bytes, request_id: int, reply: Mapping[str, Any], sequence: int) -> None:
+    def command(self, client: bytes, request_id: int, reply: Mapping[str, Any]) -> None:
         """Somebody was told that a command is done, and has to outlive a crash."""
-        cleared = self._executed.get((client, request_id), [])
-        if "cleared" in reply and reply["cleared"] != len(cleared):
+        cleared, sequence = self._executed.get((client, request_id), ((), 0))
+        if reply.get("cleared", 0) != len(cleared):
             raise Violation(f"{reply['cleared']} are told to be cleared, but {len(cleared)} were")
         for push in cleared:
             self._outcomes[push.worker, push.number] = ("cleared", None, push.cursor)
         self._sequence = max(self._sequence, sequence)
 
-    def forget(self, worker: str) -> None:
-        """A made-up id left: nothing of it is remembered."""
-        self.settled.pop(worker, None)
-        self._accepted.pop(worker, None)
-        self._outcomes = {key: outcome for key, outcome in self._outcomes.items() if key[0] != worker}
-
     def check(self, reference: Reference, sequence: int) -> None:
         """Compare with what a broker has recovered."""
         if sequence < self._sequence:
             raise Violation(f"a command was confirmed with record {self._sequence}; recovered are {sequence}")
-        for worker, settled in self.settled.items():
+        for worker in self.sessions:
             own = reference.workers.get(worker)
-            if own is None or own.decided < settled:
-                raise Violation(f"{worker} was told that {settled} is settled; recovered is {own and own.decided}")
-        for worker, accepted in self._accepted.items():
-            own = reference.workers.get(worker)
-            if own is None or own.accepted < accepted:
-                raise Violation(f"{worker} began after {accepted}; recovered is {own and own.accepted}")
+            if own is None and worker in self.generated:
+                continue  # it left, and a made-up id is forgotten then
+            settled, accepted = self.settled.get(worker, 0), self._accepted.get(worker, 0)
+            if own is None or own.decided < settled or own.accepted < accepted:
+                found = "nothing" if own is None else f"{own.accepted} accepted and {own.decided} settled"
+                raise Violation(f"{worker} was told of {accepted} accepted and {settled} settled; recovered: {found}")
         for (worker, number), outcome in self._outcomes.items():
+            if worker not in reference.workers:
+                continue
             found = reference.workers[worker].outcomes.get(number)
             if found != outcome:
                 raise Violation(f"{worker} was told that {number} is {outcome}; recovered is {found}")

@@ -114,7 +114,7 @@ class Training:
     def receive_goodbye(self, frames: Sequence[bytes]) -> None:
         """Take in the reply to a goodbye, whatever it says, and end."""
         if self.process.is_alive:
-            self.process.end()
+            self.process.end_well(is_complete=self._is_enough())
 
     def _is_enough(self) -> bool:
         world = self.process.world
@@ -207,7 +207,7 @@ class Training:
         if self._leave_by is None:
             self._leave_by, self._retry_at = now + GOODBYE_S, now
         if now >= self._leave_by:
-            process.end()
+            process.end_well(is_complete=self._is_enough())
         elif now >= self._retry_at:
             self._retry_at = now + RETRY_S
             header = {**process.session.leave(), "client": b"goodbye%06d" % process.uid, "id": 1}

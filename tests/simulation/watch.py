@@ -7,7 +7,7 @@ follows what each crash must lead back to: the state after the last record that 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
@@ -57,6 +57,8 @@ class Watch:
         Whether the journal has gradients and decisions.
     is_exact : bool
         Whether results must be the same to the last bit.
+    note : callable
+        Told what is seen.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Watch:
         *,
         keeps_gradients: bool,
         is_exact: bool,
+        note: Callable[[str], None],
     ) -> None:
         self.reference = reference
         self.sequence = sequence
@@ -78,6 +81,7 @@ class Watch:
         self.cleared: list[Push] = []
         self._base = self.snapshots[0].reference
         self._pushes = pushes
+        self._note = note
         self._keeps_gradients = keeps_gradients
         self._is_exact = is_exact
         # Seen, and not in a record yet.
@@ -96,6 +100,7 @@ class Watch:
         if push.number != gradient.number:
             raise Violation(f"{push} was accepted as number {gradient.number}")
         self.reference.accept(push)
+        self._note(f"accepts {push}, computed on {gradient.base}")
         if gradient.number not in self.reference.workers[push.worker].ahead:
             self._see(("accept", push, gradient.frame if self._keeps_gradients else b""))
         return push
@@ -106,6 +111,7 @@ class Watch:
         pushes = [self.push_of(gradient) for gradient in gradients]
         self._applying.update(pushes)
         self.reference.update(pushes, weights)
+        self._note(f"makes version {self.reference.version} of {pushes}")
         self._see(("update", pushes, weights))
         self.compare(versions)
 
@@ -116,6 +122,7 @@ class Watch:
             return
         reason = None if refusal is None else refusal.reason
         self.reference.outcome(push, outcome, reason)
+        self._note(f"decides: {push} is {outcome}, {reason}")
         self._see(("outcome", push, outcome, reason))
         if outcome == "cleared":
             self.cleared.append(push)

@@ -56,7 +56,10 @@ class WorkerProcess:
         )
         self.link = Link()
         self.pipe: Pipe | None = None
+        self.is_generated = generated
         self.is_gone = False
+        # Whether it ended with everything settled.
+        self.has_completed = False
         self.frozen_until = 0.0
         self.clock_offset = 0.0
         self.losses = 0
@@ -138,6 +141,12 @@ class WorkerProcess:
         self.is_gone = True
         if self.pipe is not None:
             self._close_pipe()
+
+    def end_well(self, *, is_complete: bool) -> None:
+        """End with everything settled."""
+        self.has_completed = True
+        self.end()
+        self.world.has_ended(self, is_complete=is_complete)
 
     def _turn(self, at: float) -> None:
         if at != self._wakes_at:
@@ -223,6 +232,7 @@ class WorkerProcess:
         elif self.losses < MAX_TRIES - 1:
             raise Violation(f"{self.name} gave up, but only {self.losses} times something was lost: {ended}")
         self.end()
+        self.world.has_ended(self, is_complete=False)
 
     def _hear_of(self, problem: DistgradError) -> None:
         if not isinstance(problem, GradientRefused):

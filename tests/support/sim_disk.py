@@ -170,6 +170,11 @@ class SimDisk:
         memory[: len(piece)] = piece
         return memoryview(memory)
 
+    def read_into(self, path: str, offset: int, buffer: memoryview) -> int:
+        piece = self.read(path, offset, len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
     def size(self, path: str) -> int:
         self._check("size")
         return self._inode(path).size

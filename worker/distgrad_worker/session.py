@@ -296,8 +296,8 @@ class Session:
             self.cursor = header["cursor"]
         self.gradients = str(header["gradients"])
         self.lease_s = float(header["lease_s"])
-        # What is settled by checkpoints alone is kept for longer: as much as the grant allows.
-        self.window.keeps_all = header.get("durability") == "checkpoint"
+        # What waits for the broker's disk makes nobody staler, and is kept for longer: as much as the grant allows.
+        self.window.keeps_all = header.get("durability", "none") != "none"
         self._queue_bytes = int(header["queue_bytes"])
         self._progress.accepted = accepted
         self._take_news(header)

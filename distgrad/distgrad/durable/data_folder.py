@@ -208,13 +208,14 @@ class DataFolder:
         """
         names = self._disk.list(self.path)
         kept = os.path.basename(newest)
-        # What is newest goes first: what stays behind after a crash is then whole, if old.
+        # The newest first: after a crash in between, a start that does not name the version again cannot take a later
+        # checkpoint, and finds that the journal does not fit the one that is left.
         later = [name for name in reversed(names) if _CHECKPOINT_NAME.fullmatch(name) and name > kept]
         journal = [name for name in reversed(names) if _JOURNAL_NAME.fullmatch(name)]
         taken = {name for name in names if name.startswith(_ASIDE)}
         aside = next(f"{_ASIDE}{number}" for number in range(1, 10**6) if f"{_ASIDE}{number}" not in taken)
         self._disk.make_folder(self._in(aside))
-        for name in [*journal, *later]:
+        for name in [*later, *journal]:
             self._disk.rename(self._in(name), os.path.join(self._in(aside), name))
         self._disk.sync_folder(self._in(aside))
         self._disk.sync_folder(self.path)

@@ -1,7 +1,6 @@
-"""The few things that are asked of a disk, so that tests can put another one in its place.
+"""The operating system's disk.
 
-What is written is on the disk after `File.sync`; that a file exists, or has another name, after `Disk.sync_folder`.
-Before that a crash of the machine may lose it, whole or in part and in any order.
+Here alone the journal and the checkpoints touch files; what they ask of a disk is in `distgrad.durable.disk_protocol`.
 """
 
 from __future__ import annotations
@@ -11,97 +10,21 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from distgrad.arrays import lasting_empty
+from distgrad.durable.disk_protocol import Disk, File, Lock
 from distgrad.errors import DataFolderInUse
+
+__all__ = ["Disk", "File", "Lock", "OsDisk", "OsFile", "OsLock"]
 
 # Linux takes this many buffers in one call.
 _MAX_BUFFERS = 1024
+_FLUSH_FROM_BYTES = 1 << 20
 # Gradients' headers and small parts; a copy is cheaper than one more buffer in a gathered write.
 _JOIN_BELOW_BYTES = 4096
-
-
-class File(Protocol):
-    """A file that is written to. One thread uses it."""
-
-    def write(self, offset: int, buffers: Sequence[Any]) -> int:
-        """Write buffers behind one another; give the number of bytes. An `OSError` may leave some of them written."""
-        ...
-
-    def allocate(self, size: int) -> None:
-        """Reserve room up to this size; the new bytes are zeros. An `OSError` leaves the file usable."""
-        ...
-
-    def truncate(self, size: int) -> None:
-        """Cut the file to a size."""
-        ...
-
-    def sync(self) -> None:
-        """Wait until what was written is on the disk. After an `OSError` nobody knows what is: the file is given up."""
-        ...
-
-    def close(self) -> None:
-        """Close the file; what was not synced may still be lost."""
-        ...
-
-
-class Disk(Protocol):
-    """Files and folders by path."""
-
-    def make_folder(self, folder: str) -> None:
-        """Make a folder, and those above it, if it is not there."""
-        ...
-
-    def lock(self, path: str) -> Lock:
-        """Take a lock file for this process, until it ends; `DataFolderInUse` if another process has it."""
-        ...
-
-    def create(self, path: str) -> File:
-        """Make a new file; `FileExistsError` if it is there."""
-        ...
-
-    def open(self, path: str) -> File:
-        """Open a file that is there for writing."""
-        ...
-
-    def read(self, path: str, offset: int = 0, size: int | None = None) -> memoryview:
-        """Read a piece of a file into memory of its own; shorter if the file ends before."""
-        ...
-
-    def read_into(self, path: str, offset: int, buffer: memoryview) -> int:
-        """Fill a buffer of bytes from a file; give how many there were, fewer if the file ends before."""
-        ...
-
-    def size(self, path: str) -> int:
-        """Give the length of a file in bytes."""
-        ...
-
-    def list(self, folder: str) -> list[str]:
-        """Name the files in a folder, sorted."""
-        ...
-
-    def rename(self, source: str, target: str) -> None:
-        """Give a file another name, in place of whatever had that name."""
-        ...
-
-    def remove(self, path: str) -> None:
-        """Remove a file."""
-        ...
-
-    def sync_folder(self, folder: str) -> None:
-        """Wait until the names in a folder are on the disk."""
-        ...
-
-
-class Lock(Protocol):
-    """A lock that is held."""
-
-    def close(self) -> None:
-        """Give it back."""
-        ...
 
 
 class OsFile:
@@ -131,6 +54,9 @@ class OsFile:
                 first += 1
             if written:
                 pending[first] = pending[first][written:]
+        if total >= _FLUSH_FROM_BYTES and hasattr(os, "posix_fadvise"):
+            # Linux then begins to write at once, and does not wait for the sync to do so.
+            os.posix_fadvise(self._descriptor, offset, total, os.POSIX_FADV_DONTNEED)
         return total
 
     def allocate(self, size: int) -> None:
@@ -172,15 +98,10 @@ class OsDisk:
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> memoryview:
         """Read a piece of a file; see `Disk.read`."""
-        with open(path, "rb", buffering=0) as file:
-            length = os.fstat(file.fileno()).st_size - offset
-            # Huge pages where there are any: reading 64 MiB into a new bytearray is five times slower than into these.
-            memory = memoryview(lasting_empty(max(0, length if size is None else min(size, length)), np.uint8))
-            file.seek(offset)
-            done = 0
-            while done < len(memory) and (count := file.readinto(memory[done:])):
-                done += count
-            return memory[:done]
+        length = os.stat(path).st_size - offset
+        # Huge pages where there are any: reading 64 MiB into a new bytearray is five times slower than into these.
+        memory = lasting_empty(max(0, length if size is None else min(size, length)), np.uint8).data
+        return memory[: self.read_into(path, offset, memory)]
 
     def read_into(self, path: str, offset: int, buffer: memoryview) -> int:
         """Fill a buffer from a file; see `Disk.read_into`."""
@@ -208,7 +129,7 @@ class OsDisk:
         os.unlink(path)
 
     def sync_folder(self, folder: str) -> None:
-        """Wait until the names in a folder are on the disk; see `Disk.sync_folder`."""
+        """Wait for the names in a folder; see `Disk.sync_folder`."""
         if os.name == "nt":
             return  # Windows cannot open a folder, and orders renames by itself
         descriptor = os.open(folder, os.O_RDONLY)

@@ -130,7 +130,8 @@ class Journal:
         Raises
         ------
         OSError
-            If the disk does not take it all. Nothing is lost: `durable` tells how far it got, the next call tries again.
+            If the disk does not take it all. Nothing is lost: `durable` tells how far it got, and the next call tries
+            again.
         """
         self.write()
         if self._written:

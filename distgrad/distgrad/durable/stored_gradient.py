@@ -43,9 +43,7 @@ def early_parts(gradients: Nest) -> list[Any]:
         If it has more leaves than a layout's frame can hold.
     """
     _, names, values = nests.dissect(gradients)
-    given = {
-        name: as_array(value, name) for name, value in zip(names, values, strict=True) if value is not None
-    }
+    given = {name: as_array(value, name) for name, value in zip(names, values, strict=True) if value is not None}
     if not given:
         return []
     layout = Layout.of(given)

@@ -58,7 +58,7 @@ def test_any_record_is_found_as_it_was_packed(
 def test_the_checksum_is_the_same_however_the_payload_is_cut(size: int) -> None:
     payload = np.arange(size, dtype=np.uint8)
 
-    whole = record.pack_prefix(b"head", [memoryview(payload)], 1, 0)
+    whole = record.pack_prefix(b"head", [payload.data], 1, 0)
     cut = record.pack_prefix(b"head", [payload[:3], b"", payload[3:].tobytes()], 1, 0)
 
     assert whole == cut

@@ -3,7 +3,8 @@
 Both sides are `Worker.push` to ``distgrad broker`` and then `flush`, so everything is settled in the end; ours has
 ``--data`` and its default durability. The disk may be slower than the network, so a second floor is the disk alone: one
 process that writes the same bytes one behind the other into a file with its room reserved, as the journal does, and
-waits for the disk once at the end. Promised is half of the speed without a folder, or 0.8 of the disk's, whichever is lower.
+waits for the disk once at the end. Promised is half of the speed without a folder, or 0.8 of the disk's if that is
+lower.
 """
 
 from __future__ import annotations
@@ -60,23 +61,21 @@ def measure(*, tiny: bool) -> list[dict[str, Any]]:
 
 def measure_one(name: str, size: int, count: int, rounds: int) -> list[dict[str, Any]]:
     # Beside the project, not in /tmp, which may be memory.
-    with tempfile.TemporaryDirectory(dir=harness.ROOT, prefix=".bench-") as folder:
-        with harness.Broker("--data", f"{folder}/data") as kept, harness.Broker() as bare:
-            with (
-                harness.Child(worker, kept.address, size) as ours,
-                harness.Child(worker, bare.address, size) as nothing,
-                harness.Child(disk, folder, size) as alone,
-            ):
-                for child in (ours, nothing, alone):
-                    child.hear()
-                side = harness.Side(ours, [ours.pid, kept.pid])
-                about = {"count": count, "rounds": rounds, "floats": size}
-                beside_disk = harness.compare(
-                    f"journal of {name}, disk", OF_DISK, side, harness.Side(alone, [alone.pid]), **about
-                )
-                beside_nothing = harness.compare(
-                    f"journal of {name}", OF_NOTHING, side, harness.Side(nothing, [nothing.pid, bare.pid]), **about
-                )
+    with (
+        tempfile.TemporaryDirectory(dir=harness.ROOT, prefix=".bench-") as folder,
+        harness.Broker("--data", f"{folder}/data") as kept,
+        harness.Broker() as bare,
+        harness.Child(worker, kept.address, size) as ours,
+        harness.Child(worker, bare.address, size) as nothing,
+        harness.Child(disk, folder, size) as alone,
+    ):
+        for child in (ours, nothing, alone):
+            child.hear()
+        side = harness.Side(ours, [ours.pid, kept.pid])
+        settings = {"count": count, "rounds": rounds, "floats": size}
+        disk_alone, without = harness.Side(alone, [alone.pid]), harness.Side(nothing, [nothing.pid, bare.pid])
+        beside_disk = harness.compare(f"journal of {name}, disk", OF_DISK, side, disk_alone, **settings)
+        beside_nothing = harness.compare(f"journal of {name}", OF_NOTHING, side, without, **settings)
     by_disk = OF_DISK * beside_nothing["floor_s"] / beside_disk["floor_s"]
     promised = min(OF_NOTHING, by_disk)
     beside_nothing |= {"target": f">= {promised:.2f}", "met": beside_nothing["value"] >= promised}

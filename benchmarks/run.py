@@ -5,15 +5,27 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import bench_journal, bench_memory, bench_pull, bench_push_large, bench_push_small, bench_readers, harness
+from benchmarks import (
+    bench_checkpoint,
+    bench_journal,
+    bench_memory,
+    bench_pull,
+    bench_push_large,
+    bench_push_small,
+    bench_readers,
+    bench_recovery,
+    harness,
+)
 
 BENCHMARKS = {
+    "checkpoint": bench_checkpoint.measure,
     "journal": bench_journal.measure,
     "push_large": bench_push_large.measure,
     "push_small": bench_push_small.measure,
     "pull": bench_pull.measure,
     "memory": bench_memory.measure,
     "readers": bench_readers.measure,
+    "recovery": bench_recovery.measure,
 }
 
 

@@ -118,7 +118,7 @@ def test_gradients_from_before_the_parameters_come_back_too(tmp_path: Path) -> N
         assert second.queued == 3
     with DistributedGradients(data=tmp_path) as third:
         third.start()
-        with pytest.raises(GradientRefused, match="gradient 2 was refused: .*1 more") as refused:
+        with pytest.raises(GradientRefused, match=r"gradient 2 was refused: .*1 more") as refused:
             third.flush(WAIT_S)
 
         assert refused.value.leaf == "w"
@@ -385,7 +385,7 @@ def test_parameters_that_the_journal_cannot_describe_are_refused_before_they_are
         shared.set_model_parameters(np.ones(1))
         with pytest.raises(LayoutError, match="on the wire"):
             shared.set_model_parameters(huge)
-        with pytest.raises(LayoutError, match="must have|not one of"):
+        with pytest.raises(LayoutError, match=r"must have|not one of"):
             shared.add_gradients(huge)
         assert shared.get_model_parameters().tolist() == [1]
     with DistributedGradients(data=tmp_path) as again:

@@ -42,7 +42,7 @@ print("done", shared.settled, shared.cursor, flush=True)
 def train(
     folder: Path, rule: str, n_batches: int, kill_after: float | None = None, *, at_start: bool = False
 ) -> list[tuple[str, str, str]]:
-    """Run the program, to its end or until it is killed so long after it was started, or had begun; return its lines."""
+    """Run the program, to its end or until it is killed so long after it began, or at its start; return its lines."""
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(folder), rule, str(n_batches)],
         stdout=subprocess.PIPE,

@@ -149,6 +149,7 @@ class BrokerProcess:
         try:
             is_over = self._turn_now(now)
             self._write_records()
+            self.watch.all_recorded()
         except Crash:
             world.broker_died(self, machine=False)
             return
@@ -245,8 +246,13 @@ class BrokerProcess:
             self.world.network.send_reply(effect.envelope, frames, self.number)
         elif kind is WriteCheckpoint:
             assert isinstance(effect, WriteCheckpoint)
-            self._write_records()
+            records = self.core.take_records()
+            # Some may be newer than the checkpoint, which was begun within this event.
+            older = max(0, effect.checkpoint.sequence - self.watch.sequence)
+            self.watch.recorded(records[:older], self.versions)
             self.watch.checkpoint_begun(effect)
+            self.watch.recorded(records[older:], self.versions)
+            self.files.put(records)
             self.files.put(effect)
         elif self.world.trace is not None:
             self.world.note(self.name, str(effect))

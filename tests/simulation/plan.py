@@ -140,7 +140,7 @@ def make_plan(seed: int) -> Plan:
         n_workers=n_workers,
         quota=-(-GRADIENTS // n_workers),
         window_bytes=random.choice([None, None, None, 1, 3_000]),
-        pull_chance=1.0 if policy["policy"] in ("sync", "bounded") else random.choice([0.05, 0.2, 0.5]),
+        pull_chance=random.choice([1.0, 1.0, 0.8] if policy["policy"] in ("sync", "bounded") else [0.05, 0.2, 0.5]),
         compute_s=random.choice([0.0, 0.002, 0.01]),
         latency_s=random.choice([0.0003, 0.001, 0.004]),
         sync_s=random.choice([0.0002, 0.002, 0.01]),

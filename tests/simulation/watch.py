@@ -166,6 +166,9 @@ class Watch:
             self._operations.append((self.sequence, operation))
             if kind == "set":
                 self.compare(versions)
+
+    def all_recorded(self) -> None:
+        """Check that everything seen was written down."""
         if self._seen:
             raise Violation(f"not in the journal's records: {list(self._seen)}")
 

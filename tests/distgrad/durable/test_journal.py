@@ -475,6 +475,33 @@ def test_more_records_than_the_caller_knows_are_not_hidden(disk: SimDisk) -> Non
         resume(disk, FOLDER, next_sequence=3)
 
 
+@pytest.mark.parametrize("name", ["write", "sync_folder"])
+def test_what_was_not_found_does_not_come_back_later(name: str) -> None:
+    """Records that failed to be written and were taken back, when that was not yet on the disk either."""
+    for seed in range(20):
+        disk = SimDisk(seed)
+        disk.make_folder(FOLDER)
+        journal = new_journal(disk)
+        if name == "write":
+            fill(journal, 2)
+            journal.sync()
+        first = journal.next_sequence
+        fill(journal, 3)
+        disk.fail_next(name, errno.EIO, stage=Stage.AFTER)
+        with pytest.raises(OSError, match="Input/output"):
+            journal.sync()
+        disk = disk.crash(Random(seed), machine=False)
+        assert sequences(disk) == list(range(1, first))
+
+        journal = resume(disk, FOLDER, next_sequence=first)
+        journal.append(b"new", [])
+        journal.write() if seed % 2 else journal.sync()
+
+        for chance in range(10):
+            found = [bytes(record.header) for record in read(disk.crash(Random(chance)), FOLDER, 1)]
+            assert found[first - 1 :] in ([b"new"], [] if seed % 2 else [b"new"])
+
+
 def test_going_on_that_fails_leaves_no_file_open_and_can_be_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -329,6 +329,17 @@ def test_records_within_a_payload_vouch_for_nothing(disk: SimDisk) -> None:
         read_all(disk)
 
 
+def test_a_record_of_another_journal_is_none_of_this_one(disk: SimDisk) -> None:
+    """A file system may give a new file the old bytes of one that was removed."""
+    data = pack_header(1, SALT) + packed(1, 0)
+    put(disk, path_of(1), data + packed(2, 1, salt=SALT + 1))
+
+    found, reading = read_all(disk)
+
+    assert found == [1]
+    assert reading.torn == Place(path_of(1), len(data))
+
+
 def test_a_place_that_only_looks_like_a_record_vouches_for_nothing(disk: SimDisk) -> None:
     lure = bytearray(packed(9, 8))
     lure[-20] ^= 1

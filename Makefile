@@ -14,7 +14,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint con
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow fmt lint types bench docs build clean
+.PHONY: help demo test test-slow faults fmt lint types bench docs build clean
 
 help: ## list the commands
 	@awk 'BEGIN { FS = ":.*## "; print "make demo test ... (ARGS=... goes to the program behind a command)\n" } \
@@ -28,6 +28,10 @@ test: $(VENV)/.ready-test ## the tests, without the slow ones (ARGS="-k layout")
 
 test-slow: $(VENV)/.ready-dev ## only the slow tests: packaging, soaks
 	$(PY) -m pytest -m slow $(ARGS)
+
+faults: $(VENV)/.ready-test ## real processes that are killed, frozen and cut off, disks that are full: at length
+	$(PY) -m pytest -m "slow or not slow" tests/scenarios/test_kills.py tests/scenarios/test_write_path.py \
+		tests/scenarios/test_disk_full.py tests/scenarios/test_frozen_and_cut_off.py $(ARGS)
 
 fmt: $(VENV)/.ready-dev ## format the code, and mend what the linter can
 	$(PY) -m ruff format $(CHECKED)

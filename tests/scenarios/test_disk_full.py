@@ -1,4 +1,4 @@
-"""A data folder on a file system that is full for a while: nothing is settled, nothing is lost, it goes on by itself."""
+"""A data folder on a disk that is full for a while: nothing is settled, nothing is lost, it goes on by itself."""
 
 from __future__ import annotations
 
@@ -53,6 +53,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def pusher(address: str, place: int) -> subprocess.Popen[str]:
+    """Start a worker that pushes until it is told to stop."""
+    command = [sys.executable, "-c", PUSHER, address, str(place)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
 
 def fill_up(folder: Path) -> Path:
     """Take all the room that is left."""
@@ -68,11 +73,7 @@ def run_while_full(folder: Path, seconds: float) -> None:
         # Checkpoints let the journal be removed, so that the disk would do for ever.
         options = ("--segment-bytes", "1MiB", "--checkpoint-updates", "500", "--queue-bytes", "4MiB")
         broker = stack.enter_context(DurableBroker(folder / "data", *options))
-        program = (sys.executable, "-c", PUSHER)
-        workers = [
-            stack.enter_context(subprocess.Popen([*program, broker.address, str(place)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
-            for place in range(WORKERS)
-        ]  # fmt: skip
+        workers = [stack.enter_context(pusher(broker.address, place)) for place in range(WORKERS)]
         admin = stack.enter_context(broker.admin())
         broker.wait_for_version(200)
 

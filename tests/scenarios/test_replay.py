@@ -91,9 +91,9 @@ class Run:
             assert rebuilt.other_executors == []
 
 
-@pytest.mark.parametrize(("policy", "rule"), [
-    ("async", "adam"), ("sync", "momentum"), ("sync", "adam"), ("async", "momentum"), ("scaled", "none"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("policy", "rule"), [("async", "adam"), ("sync", "momentum"), ("sync", "adam"), ("scaled", "none")]
+)
 def test_every_version_is_rebuilt_as_it_was_seen(tmp_path: Path, policy: str, rule: str) -> None:
     data = tmp_path / "data"
     with DurableBroker(data, *OPTIONS[policy], *RULES[rule]) as broker, Run(broker) as seen:
@@ -132,6 +132,7 @@ def test_what_old_checkpoints_took_along_is_out_of_reach_and_the_range_is_told(t
     with DurableBroker(tmp_path / "data", *options) as broker, broker.admin() as admin, Run(broker) as seen:
         admin.set_model_parameters(START)
         seen.train(20)
+        broker.stop()
         lowest = min(int(path.stem.rpartition("-")[2]) for path in broker.data.glob("checkpoint-*.safetensors"))
         assert lowest > 0
         seen.check([version for version in seen.live if version >= lowest])

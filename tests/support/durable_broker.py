@@ -40,6 +40,11 @@ class DurableBroker:
         """The control address."""
         return self._control
 
+    @property
+    def gradients(self) -> str:
+        """The gradients address."""
+        return self._gradients
+
     def kill(self) -> None:
         """Send SIGKILL."""
         self.process.kill()

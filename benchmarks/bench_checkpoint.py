@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from distgrad import Adam
+from distgrad.durable.disk_events import CheckpointEnded, WriteCheckpoint
 from distgrad.holder import ParameterHolder
 from distgrad.policies import Asynchronous
 from distgrad_broker.core import Core
 from distgrad_broker.core_settings import NONE, CoreSettings, DataSettings
-from distgrad_broker.events import CheckpointEnded, RequestReceived, SocketsDrained, WriteCheckpoint
+from distgrad_broker.events import RequestReceived, SocketsDrained
 from distgrad_broker.versions import Versions
 
 MOST = 1.5

@@ -8,13 +8,13 @@ from typing import Any
 
 from distgrad.codec import encode
 from distgrad.durable.books import LEFT, LIVE, Books, MemberBook, Recovered
+from distgrad.durable.records import Records
 from distgrad.errors import GradientRefused
 from distgrad.policies import Policy
 from distgrad.version import __version__
 from distgrad.wire import State
 from distgrad_broker.core_settings import JOURNAL
 from distgrad_broker.members import Member, parse_session
-from distgrad_broker.records import Records
 from distgrad_broker.state import CoreState
 
 

@@ -16,11 +16,11 @@ import numpy as np
 from distgrad.arrays import lasting_empty
 from distgrad.durable.checkpoint_header import Checkpoint
 from distgrad.durable.checkpoint_state import pack_state
+from distgrad.durable.disk_events import CheckpointEnded, WriteCheckpoint
 from distgrad.layout import Layout
 from distgrad_broker import settling
 from distgrad_broker.bookkeeping import books_of
 from distgrad_broker.core_settings import CHECKPOINT
-from distgrad_broker.events import CheckpointEnded, WriteCheckpoint
 from distgrad_broker.state import CoreState
 
 # After one that could not be written, the next is tried this much later.

@@ -27,6 +27,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from distgrad.durable.books import Recovered
+from distgrad.durable.disk_events import CheckpointEnded, DiskTroubled, RecordsWritten
+from distgrad.durable.records import Record
 from distgrad.errors import MalformedMessage
 from distgrad.policies import Policy, Weighing
 from distgrad.wire import Gradient, State
@@ -34,12 +36,9 @@ from distgrad_broker import bookkeeping, checkpoints, intake, membership, operat
 from distgrad_broker.core_settings import JOURNAL, CoreSettings
 from distgrad_broker.events import (
     BadRequestReceived,
-    CheckpointEnded,
-    DiskTroubled,
     Effect,
     Event,
     MessageRejected,
-    RecordsWritten,
     RequestReceived,
     SaveEnded,
     ShutdownAsked,
@@ -47,7 +46,6 @@ from distgrad_broker.events import (
     TimePassed,
     WorkDue,
 )
-from distgrad_broker.records import Record
 from distgrad_broker.requests import ClientKey, RequestError
 from distgrad_broker.state import CoreState
 from distgrad_broker.versions import Versions

@@ -17,6 +17,7 @@ from distgrad.durable.checkpoint_header import Checkpoint
 from distgrad.durable.checkpoint_state import pack_state
 from distgrad.durable.data_folder import DataFolder
 from distgrad.durable.disk import Disk
+from distgrad.durable.disk_writer import DiskWriter
 from distgrad.durable.journal import resume
 from distgrad.durable.recovery import recover
 from distgrad.errors import CheckpointError
@@ -25,7 +26,6 @@ from distgrad.policies import Policy, Weighing
 from distgrad.rules import Rule
 from distgrad_broker.config import BrokerConfig
 from distgrad_broker.core_settings import JOURNAL, NONE, DataSettings
-from distgrad_broker.disk_writer import DiskWriter
 
 _LOGGER = logging.getLogger("distgrad_broker")
 
@@ -94,9 +94,7 @@ def open_data(
         until = config.recover_until
         recovered = recover(disk, folder, holder, until=until, on_progress=_progress())
         for damaged, reason in recovered.damaged:
-            log.event(
-                _LOGGER, logging.ERROR, "checkpoint is damaged, an older one is used", path=damaged, why=reason
-            )
+            log.event(_LOGGER, logging.ERROR, "checkpoint is damaged, an older one is used", path=damaged, why=reason)
         if until is not None:
             recovered = _set_aside(disk, folder, holder, recovered, until)
         policy, weighing = _settle_settings(config, holder, recovered, started_with, mode, rule, policy)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from distgrad.durable.checkpoint_header import Checkpoint
+from distgrad.durable.disk_events import CheckpointEnded, DiskTroubled, RecordsWritten, WriteCheckpoint
 from distgrad.layout import Layout
 
 # The frames before a request's header, up to and including the empty one; copied verbatim in front of the reply.
@@ -68,26 +68,6 @@ class SaveEnded(NamedTuple):
     error: str | None
 
 
-class RecordsWritten(NamedTuple):
-    """Everything up to a record is on the disk."""
-
-    sequence: int
-
-
-class CheckpointEnded(NamedTuple):
-    """The file thread finished a checkpoint; `error` says why it failed, or is None."""
-
-    ticket: int
-    path: str
-    error: str | None
-
-
-class DiskTroubled(NamedTuple):
-    """The journal cannot be written, and why; or, with None, it can be again."""
-
-    reason: str | None
-
-
 class ShutdownAsked(NamedTuple):
     """The process is to end: accept nothing new, apply what is queued."""
 
@@ -123,24 +103,6 @@ class SaveParameters(NamedTuple):
     layout: Layout
     arenas: Sequence[Any]
     version: int
-
-
-class WriteCheckpoint(NamedTuple):
-    """Write a checkpoint that covers all records up to a sequence; what it holds does not change until it ended.
-
-    Attributes
-    ----------
-    ticket : int
-        For `CheckpointEnded`.
-    checkpoint : Checkpoint
-        What it holds.
-    first_needed : int
-        The oldest record that a recovery from here needs.
-    """
-
-    ticket: int
-    checkpoint: Checkpoint
-    first_needed: int
 
 
 class Log(NamedTuple):

@@ -14,11 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from distgrad.durable.disk_events import WriteCheckpoint
+from distgrad.durable.disk_writer import DiskWriter, Written
+from distgrad.durable.records import Record
 from distgrad.errors import CheckpointError
 from distgrad.parameter_files import write
-from distgrad_broker.disk_writer import DiskWriter, Written
-from distgrad_broker.events import SaveEnded, SaveParameters, WriteCheckpoint
-from distgrad_broker.records import Record
+from distgrad_broker.events import SaveEnded, SaveParameters
 
 Job = SaveParameters | WriteCheckpoint | Sequence[Record] | None
 

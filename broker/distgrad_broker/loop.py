@@ -24,17 +24,16 @@ from typing import Any, Protocol
 
 import zmq
 
+from distgrad.durable.disk_events import CheckpointEnded, DiskTroubled, RecordsWritten, WriteCheckpoint
+from distgrad.durable.records import Record
 from distgrad.log import RateLimiter
 from distgrad_broker.authenticator import Authenticator
 from distgrad_broker.channels import ControlChannel, GradientChannel
 from distgrad_broker.core import Core
 from distgrad_broker.events import (
-    CheckpointEnded,
-    DiskTroubled,
     Effect,
     Log,
     MessageRejected,
-    RecordsWritten,
     Reply,
     SaveEnded,
     SaveParameters,
@@ -43,9 +42,7 @@ from distgrad_broker.events import (
     SocketsDrained,
     TimePassed,
     WorkDue,
-    WriteCheckpoint,
 )
-from distgrad_broker.records import Record
 
 # How much is read from each channel in a turn before the other one, and the updates, get theirs.
 MAX_REQUESTS_A_TURN = 64

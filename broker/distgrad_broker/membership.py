@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 
 from distgrad.durable.books import LIVE
+from distgrad.durable.records import Records
 from distgrad_broker import pulls
 from distgrad_broker.members import Member, parse_session
-from distgrad_broker.records import Records
 from distgrad_broker.settling import rebalance
 from distgrad_broker.state import CoreState
 from distgrad_broker.updates import advance

@@ -11,11 +11,11 @@ import logging
 from itertools import islice
 from typing import Any
 
+from distgrad.durable.records import Records
 from distgrad.durable.replay import OUTCOMES
 from distgrad.errors import GradientRefused
 from distgrad.wire import Gradient
 from distgrad_broker.members import Member
-from distgrad_broker.records import Records
 from distgrad_broker.state import CoreState
 from distgrad_broker.waiting import Waiter
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from distgrad.durable.books import Lineage
+from distgrad.durable.records import Records
 from distgrad.errors import GradientRefused
 from distgrad.policies import Held, Policy, Situation, Weighing
 from distgrad.wire import PROTOCOL_VERSION, Gradient, State, charge
@@ -17,11 +18,9 @@ from distgrad_broker.core_settings import JOURNAL, NONE, CoreSettings
 from distgrad_broker.events import Effect, Log, Reply
 from distgrad_broker.grants import Grants
 from distgrad_broker.members import Member, Members
-from distgrad_broker.records import Records
 from distgrad_broker.requests import ClientKey, RememberedReplies, RequestError
 from distgrad_broker.versions import Versions
 from distgrad_broker.waiting import Deadlines, Waiter
-
 
 DEFAULT_QUEUE_BYTES = 256 * 1024 * 1024
 # A request whose effect must be on the disk before its reply is told after this long that it is not yet.

@@ -14,6 +14,8 @@ import pytest
 import zmq
 
 from distgrad import Admin, sockets
+from distgrad.durable.disk_events import WriteCheckpoint
+from distgrad.durable.records import Record
 from distgrad.layout import Layout
 from distgrad.wire import Gradient, pack
 from distgrad_broker import Broker, loop
@@ -30,9 +32,7 @@ from distgrad_broker.events import (
     ShutdownAsked,
     SocketsDrained,
     WorkDue,
-    WriteCheckpoint,
 )
-from distgrad_broker.records import Record
 from distgrad_worker import Worker
 
 HEADER = {"v": 1, "kind": "gradient", "worker": "w", "session": "s", "attempt": 1, "number": 1, "fingerprint": 5}

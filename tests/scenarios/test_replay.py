@@ -91,9 +91,7 @@ class Run:
             assert rebuilt.other_executors == []
 
 
-@pytest.mark.parametrize(
-    ("policy", "rule"), [("async", "adam"), ("sync", "momentum"), ("sync", "adam"), ("scaled", "none")]
-)
+@pytest.mark.parametrize(("policy", "rule"), [("async", "adam"), ("sync", "momentum"), ("scaled", "none")])
 def test_every_version_is_rebuilt_as_it_was_seen(tmp_path: Path, policy: str, rule: str) -> None:
     data = tmp_path / "data"
     with DurableBroker(data, *OPTIONS[policy], *RULES[rule]) as broker, Run(broker) as seen:

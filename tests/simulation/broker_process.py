@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distgrad import wire
+from distgrad.durable.disk_events import WriteCheckpoint
 from distgrad.errors import MalformedMessage
 from distgrad.executor import Executor
 from distgrad.holder import ParameterHolder
@@ -27,7 +28,6 @@ from distgrad_broker.events import (
     SocketsDrained,
     TimePassed,
     WorkDue,
-    WriteCheckpoint,
 )
 from simulation import checks
 from simulation.file_thread import FileThread
@@ -92,9 +92,7 @@ class BrokerProcess:
             is_exact=world.plan.is_exact,
             note=partial(world.note, self.name),
         )
-        self.core = Core(
-            settings, self.versions, data.policy, data.weighing, recovered=data.recovered, now=self.now
-        )
+        self.core = Core(settings, self.versions, data.policy, data.weighing, recovered=data.recovered, now=self.now)
         self.files = FileThread(self, data.writer)
         self._posted: deque[Event] = deque()
         self._control: deque[tuple[tuple[bytes, ...], Frames]] = deque()

@@ -107,7 +107,9 @@ def _compare_books(recovered: Recovered, reference: Reference) -> None:
             raise Violation(f"recovered {name} with {counts}, but {len(own.outcomes)} were decided on")
         for number, reason, *_ in book.refusals:
             if own.outcomes[number][:2] != ("refused", reason):
-                raise Violation(f"recovered that {number} of {name} was refused: {reason}; it was {own.outcomes[number]}")
+                raise Violation(
+                    f"recovered that {number} of {name} was refused: {reason}; it was {own.outcomes[number]}"
+                )
     if list(recovered.pending) != list(reference.pending):
         raise Violation(f"recovered in the queue {list(recovered.pending)}, not {list(reference.pending)}")
 

@@ -216,7 +216,9 @@ def _configure_policy(world: World, random: Random) -> None:
     if world.plan.pull_chance == 1.0:  # else workers do not wait for their turn
         world.administrator.give("configure", settings=settings)
     else:
-        world.administrator.give("configure", settings=settings if "sync" != settings["policy"] else {"max_staleness": 5})
+        world.administrator.give(
+            "configure", settings=settings if settings["policy"] != "sync" else {"max_staleness": 5}
+        )
 
 
 def _set(world: World, random: Random, *, is_other: bool = False) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from distgrad_broker.disk_writer import DiskWriter, Written
-from distgrad_broker.events import CheckpointEnded, RecordsWritten, WriteCheckpoint
-from distgrad_broker.records import Record
+from distgrad.durable.disk_events import CheckpointEnded, RecordsWritten, WriteCheckpoint
+from distgrad.durable.disk_writer import DiskWriter, Written
+from distgrad.durable.records import Record
 from support.sim_disk import Crash
 
 if TYPE_CHECKING:

@@ -46,7 +46,17 @@ class Push:
 class RefWorker:
     """What is known of one worker id."""
 
-    __slots__ = ("accepted", "ahead", "cursor", "decided", "decided_cursor", "generated", "outcomes", "session", "state")
+    __slots__ = (
+        "accepted",
+        "ahead",
+        "cursor",
+        "decided",
+        "decided_cursor",
+        "generated",
+        "outcomes",
+        "session",
+        "state",
+    )
 
     def __init__(self, *, generated: bool) -> None:
         self.generated = generated
@@ -73,7 +83,11 @@ class RefWorker:
             raise Violation(f"{push} was {self.outcomes[push.number][0]} before, and is {outcome} now")
         self.outcomes[push.number] = (outcome, reason, push.cursor)
         self.ahead[push.number] = push.cursor
-        while (cursor := self.ahead.pop(self.decided + 1, None)) is not None:
+        self.use_up()
+
+    def use_up(self) -> None:
+        """Count what is decided and has its turn: all before it are decided, and it was accepted (once more, perhaps)."""
+        while self.decided < self.accepted and (cursor := self.ahead.pop(self.decided + 1, None)) is not None:
             self.decided += 1
             self.decided_cursor = cursor
 
@@ -130,6 +144,7 @@ class Reference:
         if push.number not in worker.ahead:
             worker.cursor = push.cursor
             self.pending[push.worker, push.number] = push
+        worker.use_up()
 
     def update(self, pushes: Sequence[Push], weights: Sequence[float]) -> None:
         layout = self.layout

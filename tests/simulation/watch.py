@@ -11,20 +11,19 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
+import numpy as np
 
 from distgrad.durable.books import Recovered
+from distgrad.durable.disk_events import WriteCheckpoint
+from distgrad.durable.records import Record
 from distgrad.errors import GradientRefused
 from distgrad.wire import Gradient
 from distgrad_broker import settling
-from distgrad_broker.events import WriteCheckpoint
 from distgrad_broker.members import Member
-from distgrad_broker.records import Record
 from distgrad_broker.state import CoreState
 from distgrad_broker.versions import Versions
 from simulation.clockwork import Violation
 from simulation.reference import Array, Push, Reference
-
-import numpy as np
 
 _ARRAY_OF_TWO = 0x92
 _OUTCOMES = ("applied", "superseded", "refused", "cleared")
@@ -220,9 +219,7 @@ class Watch:
 
     def _snapshot_of(self, recovered: Recovered) -> tuple[Reference, int]:
         found = [
-            snapshot
-            for snapshot in self.snapshots[1:]
-            if (snapshot.sequence, snapshot.version) == recovered.checkpoint
+            snapshot for snapshot in self.snapshots[1:] if (snapshot.sequence, snapshot.version) == recovered.checkpoint
         ]
         own = {name: book.decided for name, book in recovered.books.members.items()}
         for snapshot in reversed(found):

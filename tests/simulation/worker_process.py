@@ -51,9 +51,7 @@ class WorkerProcess:
         self.world = world
         self.uid = uid
         self.name = f"{worker_id}/{uid}"
-        self.session = Session(
-            worker_id, b"nonce%06d" % uid, generated=generated, window_bytes=world.plan.window_bytes
-        )
+        self.session = Session(worker_id, b"nonce%06d" % uid, generated=generated, window_bytes=world.plan.window_bytes)
         self.link = Link()
         self.pipe: Pipe | None = None
         self.is_generated = generated
@@ -225,7 +223,7 @@ class WorkerProcess:
         if self.world.trace is not None:
             self.world.note(self.name, f"ends: {ended}")
         if isinstance(ended, Fenced):
-            if not self.world.has_successor(self):
+            if not self.world.is_superseded(self):
                 raise Violation(f"{self.name} was fenced, but there is no newer process")
         elif not isinstance(ended, DeliveryFailed):
             raise Violation(f"{self.name} ended: {ended}")

@@ -21,8 +21,8 @@ from simulation.clockwork import Clockwork, Violation
 from simulation.network import Frames, Link, Network
 from simulation.plan import Incident, Plan, make_plan
 from simulation.reference import Push
-from simulation.told import Told
-from simulation.training import LEAVING, Training
+from simulation.told import Told, batch_of
+from simulation.training import Training
 from simulation.watch import Watch, watched_settle
 from simulation.worker_process import WorkerProcess
 from support.sim_disk import Crash, SimDisk
@@ -114,11 +114,12 @@ class World(Clockwork):
         refused = []
         for push in worker.training.pushed:
             outcome = own.outcomes.get(push.number)
-            if outcome is None or outcome[2] != push.cursor:
+            if outcome is None or batch_of(outcome[2]) != push.batch + 1:
                 raise Violation(f"{push} was not settled, but {outcome}")
-            if outcome[0] == "refused":
+            # The same batch may have been decided on for a process before this one.
+            if outcome[0] == "refused" and outcome[2] == push.cursor:
                 refused.append(push.number)
-        if sorted(worker.refused) != refused:
+        if not set(refused) <= set(worker.refused):
             raise Violation(f"{worker.name} was told that {worker.refused} were refused, but {refused} were")
 
     def _unsettled(self) -> str:
@@ -189,7 +190,9 @@ class World(Clockwork):
                 self.note(f"broker {self._brokers}", "dies while it recovers")
             return
         except CheckpointError as error:
-            if isinstance(error, DataDamaged) or self.is_ending and disk.capacity is None and not self._is_armed(disk):
+            if isinstance(error, DataDamaged) or (
+                self.is_ending and disk.capacity is None and not self._is_armed(disk)
+            ):
                 raise
             if self.trace is not None:
                 self.note(f"broker {self._brokers}", f"cannot start: {error}")
@@ -275,6 +278,13 @@ class World(Clockwork):
         worker_id = worker.session.worker_id
         if worker_id not in self._done and not self.has_successor(worker):
             self.join(worker_id)
+
+    def is_superseded(self, worker: WorkerProcess) -> bool:
+        """Tell whether another process may have got the session of a worker's id: a newer one, or one whose hello was late."""
+        worker_id = worker.session.worker_id
+        sessions = self.told.sessions.get(worker_id, [])
+        late = any(other.session.worker_id == worker_id and other.uid not in sessions for other in self.workers)
+        return late or self.has_successor(worker) or sessions[-1] != worker.uid
 
     def has_successor(self, worker: WorkerProcess) -> bool:
         """Tell whether a newer process was started under a worker's id."""

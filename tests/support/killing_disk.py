@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from distgrad import Adam
 from distgrad.durable.disk import File, OsDisk
+from distgrad_broker import broker as broker_module
+from distgrad_worker import Worker
 
 BEFORE, MIDDLE, AFTER = "before", "middle", "after"
 
@@ -37,7 +40,7 @@ class KillingDisk(OsDisk):
         if self.calls == self.at and moment == self.when:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def create(self, path: str) -> File:  # type: ignore[override]
+    def create(self, path: str) -> File:  # type: ignore[override]  # it is only written to
         self.count(BEFORE)
         file = super().create(path)
         self.count(AFTER)
@@ -100,15 +103,13 @@ class KillingFile:
 
 def main(folder: str, at: int, when: str, count: int) -> None:
     """Run a broker on such a disk, push, and print what is settled; at the end, how many calls there were."""
-    from distgrad import Adam
-    from distgrad_broker import broker as broker_module
-    from distgrad_worker import Worker
-
     disk = KillingDisk(at, when)
-    broker_module.OsDisk = lambda: disk  # type: ignore[assignment, misc]
-    settings = {"segment_bytes": 4096, "checkpoint_updates": 5, "data": folder}
+    # Shipped code has no place to put another disk in, and need not: here it is put in from outside.
+    vars(broker_module)["OsDisk"] = lambda: disk
     with (
-        broker_module.Broker(optimizer=Adam(lr=0.01), **settings) as broker,
+        broker_module.Broker(
+            optimizer=Adam(lr=0.01), data=folder, segment_bytes=4096, checkpoint_updates=5, policy="async"
+        ) as broker,
         Worker(broker.address, worker_id="w", timeout=60) as worker,
     ):
         snapshot = worker.initialize({"w": np.zeros(20), "b": np.zeros(3, np.float32)})

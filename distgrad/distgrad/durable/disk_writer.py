@@ -7,6 +7,7 @@ writing is tried again.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from distgrad.durable.checkpoint_file import CheckpointWriter
@@ -17,6 +18,9 @@ from distgrad.durable.journal import Journal
 from distgrad.durable.records import Record
 from distgrad.errors import DistgradError
 
+# At most about this much is forced to the disk at a time: workers then hear of the first while the rest is written, and
+# send more, so that the disk never waits for them.
+PIECE_BYTES = 16 << 20
 # A disk that has failed is tried again this often.
 RETRY_S = 0.25
 
@@ -63,6 +67,8 @@ class DiskWriter:
         # The oldest record that each checkpoint written here needs, newest last. Others may be kept that an earlier
         # process wrote: nothing of the journal is removed before all that are kept are ours.
         self._needed: list[int] = []
+        self._waiting: deque[Record] = deque()
+        self._waiting_bytes = 0
         self._job: WriteCheckpoint | None = None
         self._checkpoint: CheckpointWriter | None = None
 
@@ -75,8 +81,8 @@ class DiskWriter:
             In order.
         """
         assert self._journal is not None  # the core notes records only for a journal
-        for record in records:
-            self._journal.append(record.header, record.parts)
+        self._waiting.extend(records)
+        self._waiting_bytes += sum(record.size for record in records)
 
     def checkpoint(self, job: WriteCheckpoint) -> None:
         """Take a checkpoint; the core asks for one at a time.
@@ -109,7 +115,7 @@ class DiskWriter:
         """
         if self._job is not None and not self._is_troubled:
             return 0.0
-        if self._journal is None or not self._journal.unsynced_bytes:
+        if not self._has_records:
             return max(0.0, self._retry_at - now) if self._job is not None else None
         return max(0.0, self._due_at(now) - now)
 
@@ -128,7 +134,7 @@ class DiskWriter:
         """
         events: list[Written] = []
         journal = self._journal
-        if journal is not None and journal.unsynced_bytes and now >= self._due_at(now):
+        if journal is not None and self._has_records and now >= self._due_at(now):
             self._sync(journal, events, now)
         if self._job is not None and now >= self._retry_at:
             self._advance(self._job, events)
@@ -142,18 +148,28 @@ class DiskWriter:
             self._journal.close()
         self._folder.close()
 
+    @property
+    def _has_records(self) -> bool:
+        return bool(self._waiting) or (self._journal is not None and self._journal.unsynced_bytes > 0)
+
     def _due_at(self, now: float) -> float:
         """Tell when records must be forced to the disk."""
-        assert self._journal is not None
         if self._is_troubled:
             return self._retry_at
         if self._waits_since is None:
             self._waits_since = now
-        is_enough = self._journal.unsynced_bytes >= self._sync_bytes > 0
-        return now if self._is_hurried or is_enough else self._waits_since + self._sync_s
+        is_enough = self._waiting_bytes >= self._sync_bytes > 0
+        # A checkpoint waits for the records that it covers.
+        is_awaited = self._job is not None and self._journal.durable < self._job.checkpoint.sequence
+        return now if self._is_hurried or is_enough or is_awaited else self._waits_since + self._sync_s
 
     def _sync(self, journal: Journal, events: list[Written], now: float) -> None:
-        self._waits_since = None
+        while self._waiting and journal.unsynced_bytes < PIECE_BYTES:
+            record = self._waiting.popleft()
+            self._waiting_bytes -= record.size
+            journal.append(record.header, record.parts)
+        if not self._waiting:
+            self._waits_since = None
         try:
             durable = journal.sync()
         except OSError as error:

@@ -31,6 +31,11 @@ class Record(NamedTuple):
     header: bytes
     parts: Sequence[Any] = ()
 
+    @property
+    def size(self) -> int:
+        """Bytes of both."""
+        return len(self.header) + sum(map(len, self.parts))
+
 
 class Records:
     """Records on their way to the disk.

@@ -28,11 +28,13 @@ from distgrad.durable.recovery import recover
 from distgrad.durable.replay import is_gradient
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
+from distgrad.malloc import keep_freed_memory
 from distgrad_worker.headers import Header, checked_details
 
 LEAST = 0.5
-# Gradients are decided on in bunches, about as under load.
+# Small gradients are decided on in bunches, about as under load; large ones, one by one.
 BUNCH = 16
+LARGE_BYTES = 1 << 20
 
 
 def write_journal(folder: str, size: int, count: int) -> None:
@@ -53,8 +55,9 @@ def write_journal(folder: str, size: int, count: int) -> None:
     header = Header("w", layout.fingerprint, None)
     header.address("one:1", 1)
     details = checked_details(None, 1, None)
-    for first in range(1, count + 1, BUNCH):
-        numbers = range(first, min(first + BUNCH, count + 1))
+    bunch = BUNCH if nest.nbytes < LARGE_BYTES else 1
+    for first in range(1, count + 1, bunch):
+        numbers = range(first, min(first + bunch, count + 1))
         for number in numbers:
             frames = header.frames(number, details, parts)
             journal.append(frames[0], frames[1:])
@@ -88,6 +91,7 @@ def read_and_apply(places: dict[str, list[int]], size: int) -> None:
 
 
 def measure(*, tiny: bool) -> list[dict[str, Any]]:
+    keep_freed_memory()  # as the broker does
     results = []
     for name, size, total in (("40 KB", 10_000, 1 << 30), ("4 MB", 1_000_000, 1 << 30)):
         count = 40 if tiny else total // (4 * size)

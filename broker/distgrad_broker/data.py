@@ -22,6 +22,7 @@ from distgrad.durable.journal import resume
 from distgrad.durable.recovery import recover
 from distgrad.errors import CheckpointError
 from distgrad.holder import ParameterHolder
+from distgrad.malloc import keep_freed_memory
 from distgrad.policies import Policy, Weighing
 from distgrad.rules import Rule
 from distgrad_broker.config import BrokerConfig
@@ -86,6 +87,7 @@ def open_data(
         If it is in use, damaged, or of a newer version.
     """
     path = os.fspath(config.data) if config.data is not None else ""
+    keep_freed_memory()  # as for messages: the pieces of a journal that are read are as large
     started_with = _started_with(holder, policy, config.weighing())
     mode, rule = holder.mode, holder.rule
     folder = DataFolder(disk, path)
@@ -121,7 +123,15 @@ def open_data(
             started_with=started_with,
             sequence=recovered.sequence,
         ),
-        DiskWriter(disk, folder, journal, sync_s=sync_s, sync_bytes=sync_bytes, keep=config.keep_checkpoints),
+        DiskWriter(
+            disk,
+            folder,
+            journal,
+            sync_s=sync_s,
+            sync_bytes=sync_bytes,
+            keep=config.keep_checkpoints,
+            first_needed=recovered.first_needed,
+        ),
         policy,
         weighing,
     )

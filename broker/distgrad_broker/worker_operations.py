@@ -219,7 +219,7 @@ def _adopt(state: CoreState, member: Member, settled: int, now: float) -> None:
     """Go on with the numbers of a process that knew an earlier incarnation (PROTOCOL 6)."""
     if settled != member.accepted:
         updates.drop_queued(state, member)
-        member.accepted = member.settled = settled
+        member.accepted = member.decided = member.settled = settled
         member.adopted = True
         if member.state == LIVE:
             state.policy.joined(member.worker, state.situation(now))  # its numbers mean something else now

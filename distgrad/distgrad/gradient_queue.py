@@ -42,11 +42,23 @@ class Recorder(Protocol):
         ...
 
     def added(self, gradient: QueuedGradient) -> None:
-        """Keep a gradient that was added."""
+        """Keep a gradient that was added.
+
+        Parameters
+        ----------
+        gradient : QueuedGradient
+            Its arrays do not change any more.
+        """
         ...
 
     def cleared(self, gradients: Iterable[QueuedGradient]) -> None:
-        """Keep that gradients were dropped."""
+        """Keep that gradients were dropped.
+
+        Parameters
+        ----------
+        gradients : iterable of QueuedGradient
+            Which.
+        """
         ...
 
 

@@ -111,7 +111,7 @@ def open_data(path: str, disk: Disk, holder: ParameterHolder, policy: Policy, we
     queued = [
         QueuedGradient(gradient.number, None, gradient, gradient.cursor) for gradient in recovered.pending.values()
     ]
-    writer = DiskWriter(disk, folder, journal, keep=KEEP_CHECKPOINTS)
+    writer = DiskWriter(disk, folder, journal, keep=KEEP_CHECKPOINTS, first_needed=recovered.first_needed)
     return LocalData(books, writer, queued, dict(recovered.books.refused), journal_bytes)
 
 

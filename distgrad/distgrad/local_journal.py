@@ -107,7 +107,13 @@ class LocalJournal:
 
     @contextmanager
     def noting(self) -> Iterator[LocalBooks]:
-        """Give out the books for a few quick notes, which are then written."""
+        """Give out the books for a few quick notes, which are then written.
+
+        Yields
+        ------
+        LocalBooks
+            Nobody else touches them meanwhile.
+        """
         with self._noted:
             yield self._books
             self._noted.notify()

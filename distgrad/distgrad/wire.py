@@ -266,6 +266,45 @@ def parse_gradient(header: dict[str, Any], parts: Sequence[Any], size: int, user
     return gradient
 
 
+def stored_gradient(header: dict[str, Any], payload: Any) -> Gradient:
+    """Join a gradient's header with its payload again; both were checked before, and a checksum vouches for them.
+
+    Parameters
+    ----------
+    header : dict
+        Of a gradient that `parse_gradient` made.
+    payload : buffer
+        What was behind it, in one piece; empty if there was nothing.
+
+    Returns
+    -------
+    Gradient
+        The same once more, but for `user` and the cuts of the payload.
+    """
+    gradient = Gradient()
+    get = header.get
+    gradient.worker = header["worker"]
+    gradient.session = header["session"]
+    gradient.attempt = header["attempt"]
+    gradient.number = header["number"]
+    gradient.fingerprint = header["fingerprint"]
+    gradient.encoding = get("encoding", RAW)
+    gradient.examples = get("examples", 1)
+    gradient.loss = get("loss")
+    gradient.cursor = get("cursor")
+    base = get("base")
+    gradient.base = None if base is None else State(*base)
+    inline = get("payload")
+    gradient.is_inline = inline is not None
+    if inline is not None:
+        payload = inline
+    gradient.size = size = len(payload)
+    gradient.parts = (payload,) if size else ()
+    gradient.charge = size if size > MIN_CHARGE_BYTES else MIN_CHARGE_BYTES
+    gradient.user = None
+    return gradient
+
+
 def parse_state(value: Any) -> State:
     """Check the name of a state.
 

@@ -25,16 +25,19 @@ HOSTILE = "\x1b[31mred\n[bold]not markup[/bold]"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two workers, five updates, one refusal, and a cursor that would steer a terminal."""
     path = tmp_path_factory.mktemp("run") / "data"
-    with Broker(parameters={"w": np.zeros(4), "n": np.arange(2)}, optimizer=Adam(lr=0.1), data=path) as broker:
-        with Worker(broker.address, worker_id="[red]one[/red]") as one, Worker(broker.address, worker_id="two") as two:
-            for number in range(4):
-                one.push({"w": np.ones(4)}, cursor=HOSTILE + str(number), loss=0.25)
-            one.flush(WAIT_S)
-            two.push({"w": np.ones(4)}, cursor=b"\x00\x01")
+    with (
+        Broker(parameters={"w": np.zeros(4), "n": np.arange(2)}, optimizer=Adam(lr=0.1), data=path) as broker,
+        Worker(broker.address, worker_id="[red]one[/red]") as one,
+        Worker(broker.address, worker_id="two") as two,
+    ):
+        for number in range(4):
+            one.push({"w": np.ones(4)}, cursor=HOSTILE + str(number), loss=0.25)
+        one.flush(WAIT_S)
+        two.push({"w": np.ones(4)}, cursor=b"\x00\x01")
+        two.flush(WAIT_S)
+        two.push({"w": np.full(4, np.inf)})
+        with pytest.raises(GradientRefused):
             two.flush(WAIT_S)
-            two.push({"w": np.full(4, np.inf)})
-            with pytest.raises(GradientRefused):
-                two.flush(WAIT_S)
     return path
 
 

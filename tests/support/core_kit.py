@@ -125,7 +125,10 @@ class Kit:
             parts = [bytes(part) for part in encode(layout, arenas)]
         header = {"v": 1, "kind": "gradient", "worker": worker, "session": self.sessions.get(worker, ""), "attempt": 1}
         header |= {"number": number, "fingerprint": layout.fingerprint, **keys}
-        return wire.parse_gradient(wire.unpack(wire.pack(header)), parts, sum(len(part) for part in parts), user)
+        frame = wire.pack(header)
+        gradient = wire.parse_gradient(wire.unpack(frame), parts, sum(len(part) for part in parts), user)
+        gradient.frame = frame
+        return gradient
 
     def push(self, *numbers: int, worker: str = "w", **keys: Any) -> None:
         for number in numbers:

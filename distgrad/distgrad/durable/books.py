@@ -85,6 +85,11 @@ class MemberBook:
             Its cursor.
         """
         self.counts[outcome] += 1
+        if number == self.decided + 1 and not self.ahead:
+            self.decided = number
+            if cursor is not None:
+                self.decided_cursor = cursor
+            return
         self.ahead[number] = outcome, cursor
         while (following := self.ahead.pop(self.decided + 1, None)) is not None:
             self.decided += 1
@@ -272,6 +277,8 @@ class Recovered(NamedTuple):
         What computed the updates of the journal.
     has_parameters : bool
         Whether the holder has parameters now.
+    first_needed : int or None
+        The oldest record that the checkpoint needs which was begun with.
     """
 
     books: Books
@@ -282,3 +289,4 @@ class Recovered(NamedTuple):
     damaged: Sequence[tuple[str, CheckpointError]] = ()
     executors: frozenset[str] = frozenset()
     has_parameters: bool = False
+    first_needed: int | None = None

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from distgrad.arrays import lasting_empty
+from distgrad.arrays import aligned_empty, lasting_empty
 from distgrad.durable.disk_protocol import Disk, File, Lock
 from distgrad.errors import DataFolderInUse
 
@@ -23,6 +23,7 @@ __all__ = ["Disk", "File", "Lock", "OsDisk", "OsFile", "OsLock"]
 # Linux takes this many buffers in one call.
 _MAX_BUFFERS = 1024
 _FLUSH_FROM_BYTES = 1 << 20
+_WARM_UP_TO_BYTES = 8 << 20
 # Gradients' headers and small parts; a copy is cheaper than one more buffer in a gathered write.
 _JOIN_BELOW_BYTES = 4096
 
@@ -99,8 +100,11 @@ class OsDisk:
     def read(self, path: str, offset: int = 0, size: int | None = None) -> memoryview:
         """Read a piece of a file; see `Disk.read`."""
         length = os.stat(path).st_size - offset
-        # Huge pages where there are any: reading 64 MiB into a new bytearray is five times slower than into these.
-        memory = lasting_empty(max(0, length if size is None else min(size, length)), np.uint8).data
+        wanted = max(0, length if size is None else min(size, length))
+        # What is small comes from malloc's heap, which is warm. What is large gets huge pages where there are any:
+        # reading 64 MiB into a new bytearray is five times slower.
+        empty = aligned_empty if wanted <= _WARM_UP_TO_BYTES else lasting_empty
+        memory = empty(wanted, np.uint8).data
         return memory[: self.read_into(path, offset, memory)]
 
     def read_into(self, path: str, offset: int, buffer: memoryview) -> int:

@@ -42,6 +42,8 @@ class DiskWriter:
         Wait for so long, or for so many bytes, before records are forced to the disk; 0 and 0 is after every batch.
     keep : int
         How many checkpoints are kept.
+    first_needed : int or None
+        The oldest record that the checkpoint needs that was recovered from.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class DiskWriter:
         sync_s: float = 0.0,
         sync_bytes: int = 0,
         keep: int = 2,
+        first_needed: int | None = None,
     ) -> None:
         self._disk = disk
         self._folder = folder
@@ -64,9 +67,9 @@ class DiskWriter:
         self._retry_at = 0.0
         self._is_troubled = False
         self._is_hurried = False
-        # The oldest record that each checkpoint written here needs, newest last. Others may be kept that an earlier
-        # process wrote: nothing of the journal is removed before all that are kept are ours.
-        self._needed: list[int] = []
+        # The oldest record that each checkpoint needs, newest last: of the one that was recovered from, and of those
+        # written here. Others may be kept: nothing of the journal is removed before all that are kept are known.
+        self._needed: list[int] = [] if first_needed is None else [first_needed]
         self._waiting: deque[Record] = deque()
         self._waiting_bytes = 0
         self._job: WriteCheckpoint | None = None

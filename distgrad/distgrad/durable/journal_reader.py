@@ -16,18 +16,20 @@ from typing import NamedTuple
 import numpy as np
 
 from distgrad.durable.disk import Disk
-from distgrad.durable.record import MAGIC, next_offset, unpack
+from distgrad.durable.record import MAGIC, next_offset, size_claimed, unpack
 from distgrad.durable.segment import FORMAT, HEADER_BYTES, Place, Segment, segments, unpack_header
 from distgrad.errors import CheckpointError, DataDamaged
 
 __all__ = ["JournalReading", "Place", "Segment", "StoredRecord", "cut", "read", "segments", "trim"]
 
+# Read at a time: memory of this size is used again and again, where that of a whole segment would be new each time.
+PIECE_BYTES = 4 << 20
 # Where the words of a record's prefix are that the search for records looks at; see `distgrad.durable.record`.
 _SYNCED_WORD, _SALT_WORD = 3, 4
 
 
 class StoredRecord(NamedTuple):
-    """A record as it was found; its header and payload keep the memory of the whole segment.
+    """A record as it was found; its header and payload keep the memory of a whole piece of the segment.
 
     Attributes
     ----------
@@ -85,7 +87,8 @@ class JournalReading:
             yield from self._read(segment, following)
 
     def _read(self, segment: Segment, following: Segment | None) -> Iterator[StoredRecord]:
-        memory = self._disk.read(segment.path)
+        # A piece of the file; `base` is where in the file it begins.
+        base, memory = 0, self._piece(segment, 0, PIECE_BYTES)
         # A segment is made when what comes before it is on the disk.
         self.synced = max(self.synced, segment.first - 1)
         path = segment.path
@@ -94,24 +97,40 @@ class JournalReading:
         salt = _salt(memory, segment)
         if salt is not None:
             offset = HEADER_BYTES
-            while (record := unpack(memory, offset)) is not None and record[0] == expected and record[2] == salt:
-                sequence, synced, _, body, payload, end = record
+            while True:
+                record = unpack(memory, offset - base)
+                if record is None and base + len(memory) < segment.size:
+                    # It may only begin in this piece. What a record says of its size is checked with all the rest.
+                    wanted = max(size_claimed(memory, offset - base), PIECE_BYTES)
+                    if offset > base or wanted > len(memory):
+                        base, memory = offset, self._piece(segment, offset, wanted)
+                        record = unpack(memory, 0)
+                    if record is None and wanted < (claimed := size_claimed(memory, 0)) <= segment.size - base:
+                        memory = self._piece(segment, offset, claimed)
+                        record = unpack(memory, 0)
+                if record is None or record[0] != expected or record[2] != salt:
+                    break
+                sequence, synced, _, body, header_end, end = record
                 expected += 1
                 if synced > self.synced:
                     self.synced = synced
                 # Two segments may hold the same records, if writing the first one had failed.
                 if sequence == self.next_sequence:
                     self.next_sequence = expected
-                    yield StoredRecord(sequence, memory[body:payload], memory[payload:end], path, offset)
-                offset = next_offset(end)
+                    payload = memory[next_offset(header_end) : end]
+                    yield StoredRecord(sequence, memory[body:header_end], payload, path, offset)
+                offset = base + next_offset(end)
         self.ends.append(Place(path, offset))
         if following is None:
-            self._judge_end(memory, Place(path, offset), expected, salt)
+            self._judge_end(Place(path, offset), expected, salt)
         elif following.first > self.next_sequence:
             raise _damaged(Place(path, offset), expected, f"{following.path} behind it")
 
-    def _judge_end(self, memory: memoryview, end: Place, expected: int, salt: int | None) -> None:
-        rest = memory[end.offset :]
+    def _piece(self, segment: Segment, offset: int, size: int) -> memoryview:
+        return self._disk.read(segment.path, offset, min(size, segment.size - offset))
+
+    def _judge_end(self, end: Place, expected: int, salt: int | None) -> None:
+        rest = self._disk.read(end.path, end.offset)
         words = np.frombuffer(rest, "<u8", count=len(rest) // 8)
         if salt is not None and not words.any() and not any(rest[words.nbytes :]):
             return  # nothing but the room that was reserved

@@ -1,9 +1,11 @@
-"""One record of the journal: a prefix with a checksum, a header that nobody here reads, a payload, padding.
+"""One record of the journal: a prefix with a checksum, a header that nobody here reads, padding, a payload, padding.
 
 ``docs/journal.md`` has the byte table. Invariants:
 
-- A record takes a multiple of 8 bytes, and a segment's header does too, so records are looked for at every 8th byte.
-- The checksum covers everything but the padding, and the padding is zeros, so that no bit can change unseen.
+- A record takes a multiple of 8 bytes, and a segment's header does too, so records are looked for at every 8th byte. A
+  payload begins at one, so that its numbers are used where they lie.
+- The checksum is of all that is behind the prefix, padding included, and its seed is one of the rest of the prefix: so
+  no bit can change unseen.
 - What a record says in ``synced`` was on the disk before the record was made. So a record that is found behind a
   damaged one tells a torn end, which nobody relied on, from damage to what somebody did.
 - The salt is one that no peer can know. So a payload that looks like records is not taken for any.
@@ -29,11 +31,11 @@ _PREFIX = Struct("<IIQQQQQ")
 _PADDING = [bytes(count) for count in range(ALIGNMENT_BYTES)]
 
 Found = tuple[int, int, int, int, int, int]
-"""Sequence, synced and salt of a record; where its header begins, its payload begins, its payload ends."""
+"""Sequence, synced and salt of a record; where its header begins and ends, and where its payload ends."""
 
 
-def pack_prefix(header: bytes, parts: Sequence[Any], sequence: int, synced: int, salt: int = 0) -> bytes:
-    """Make what stands before a record's header.
+def pack(header: bytes, parts: Sequence[Any], sequence: int, synced: int, salt: int = 0) -> tuple[list[Any], int]:
+    """Make a whole record.
 
     Parameters
     ----------
@@ -50,40 +52,26 @@ def pack_prefix(header: bytes, parts: Sequence[Any], sequence: int, synced: int,
 
     Returns
     -------
-    bytes
-        `PREFIX_BYTES` of them.
-    """
-    payload_bytes = sum(map(len, parts))
-    covered = _COVERED.pack(MAGIC, len(header), payload_bytes, sequence, synced, salt)
-    if payload_bytes <= _JOIN_UP_TO_BYTES:
-        checksum = xxh3_64_intdigest(b"".join((covered, header, *parts)))
-    else:
-        digest = xxh3_64(covered + header)
-        for part in parts:
-            digest.update(part)
-        checksum = digest.intdigest()
-    return covered + checksum.to_bytes(8, "little")
-
-
-def pack(header: bytes, parts: Sequence[Any], sequence: int, synced: int, salt: int = 0) -> tuple[list[Any], int]:
-    """Make a whole record; see `pack_prefix` for the parameters.
-
-    Parameters
-    ----------
-    header, parts, sequence, synced, salt : bytes, sequence of buffers, int, int, int
-        What the record holds.
-
-    Returns
-    -------
     list of buffers
         To be written behind one another; the payload's own among them, which must not change before.
     int
         How many bytes they are.
     """
-    prefix = pack_prefix(header, parts, sequence, synced, salt)
-    size = PREFIX_BYTES + len(header) + sum(map(len, parts))
-    padding = _PADDING[-size % ALIGNMENT_BYTES]
-    return [prefix + header, *parts, padding], size + len(padding)
+    payload_bytes = sum(map(len, parts))
+    covered = _COVERED.pack(MAGIC, len(header), payload_bytes, sequence, synced, salt)
+    seed = xxh3_64_intdigest(covered)
+    head = header + _PADDING[-len(header) % ALIGNMENT_BYTES]
+    tail = _PADDING[-payload_bytes % ALIGNMENT_BYTES]
+    if payload_bytes <= _JOIN_UP_TO_BYTES:
+        body = b"".join((head, *parts, tail))
+        record = covered + xxh3_64_intdigest(body, seed).to_bytes(8, "little") + body
+        return [record], len(record)
+    digest = xxh3_64(head, seed)
+    for part in parts:
+        digest.update(part)
+    digest.update(tail)
+    first = covered + digest.intdigest().to_bytes(8, "little") + head
+    return [first, *parts, tail], len(first) + payload_bytes + len(tail)
 
 
 def unpack(memory: memoryview, offset: int) -> Found | None:
@@ -105,25 +93,48 @@ def unpack(memory: memoryview, offset: int) -> Found | None:
     if body > len(memory):
         return None
     magic, header_bytes, payload_bytes, sequence, synced, salt, checksum = _PREFIX.unpack_from(memory, offset)
-    payload = body + header_bytes
+    header_end = body + header_bytes
+    payload = next_offset(header_end)
     end = payload + payload_bytes
     following = next_offset(end)
     if magic != MAGIC or following > len(memory):
         return None
-    digest = xxh3_64(memory[offset : offset + _COVERED.size])
-    digest.update(memory[body:end])
-    if digest.intdigest() != checksum or memory[end:following] != _PADDING[following - end]:
+    seed = xxh3_64_intdigest(memory[offset : offset + _COVERED.size])
+    if xxh3_64_intdigest(memory[body:following], seed) != checksum:
         return None
-    return sequence, synced, salt, body, payload, end
+    return sequence, synced, salt, body, header_end, end
+
+
+def size_claimed(memory: memoryview, offset: int) -> int:
+    """Tell how long the record at a place says it is, so that as much can be read before it is checked.
+
+    Parameters
+    ----------
+    memory : memoryview
+        A piece of a segment.
+    offset : int
+        Where the record would begin.
+
+    Returns
+    -------
+    int
+        Bytes; those of a prefix if there is no prefix of a record.
+    """
+    if offset + PREFIX_BYTES > len(memory):
+        return PREFIX_BYTES
+    magic, header_bytes, payload_bytes, *_ = _PREFIX.unpack_from(memory, offset)
+    if magic != MAGIC:
+        return PREFIX_BYTES
+    return next_offset(next_offset(PREFIX_BYTES + header_bytes) + int(payload_bytes))
 
 
 def next_offset(end: int) -> int:
-    """Tell where the record behind one begins.
+    """Tell where a payload begins, or the record behind one.
 
     Parameters
     ----------
     end : int
-        Where the payload of that one ends.
+        Where the header ends, or the payload.
 
     Returns
     -------

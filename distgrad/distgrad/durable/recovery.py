@@ -101,4 +101,5 @@ def recover(
         damaged,
         frozenset(replay.executors),
         holder.layout is not None,
+        None if found is None else first,
     )

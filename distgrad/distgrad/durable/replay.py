@@ -30,7 +30,7 @@ from distgrad.errors import CheckpointError, GradientRefused
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad.rules import RULES, Rule
-from distgrad.wire import PART_BYTES, Gradient, State, parse_gradient, unpack
+from distgrad.wire import PART_BYTES, Gradient, State, stored_gradient
 
 # What a decision is, in a record: a step of one gradient or more that was applied, or what else became of one.
 APPLIED, SUPERSEDED, REFUSED, CLEARED = 0, 1, 2, 3
@@ -100,7 +100,7 @@ class Replay:
             Of the record.
         """
         if is_gradient(header):
-            gradient = _gradient(header, payload)
+            gradient = stored_gradient(msgpack.unpackb(header), payload)
             member = self.books.members.get(gradient.worker)
             number = gradient.number
             if member is not None and member.decided < number <= member.accepted and number not in member.ahead:
@@ -124,7 +124,7 @@ class Replay:
             If it does not fit what came before it.
         """
         if is_gradient(header):
-            gradient = _gradient(header, payload)
+            gradient = stored_gradient(msgpack.unpackb(header), payload)
             member = self._member(gradient.worker)
             if gradient.number <= member.accepted:
                 raise ReplayFailed(f"gradient {gradient.number} of {gradient.worker!r} was accepted before")
@@ -185,8 +185,9 @@ class Replay:
         layout = self.holder.layout
         if layout is None:
             raise ReplayFailed("a gradient was applied while there were no parameters")
-        for gradient in gradients:
-            recut(layout, gradient)
+        if layout.n_trainable_arenas > 1:
+            for gradient in gradients:
+                recut(layout, gradient)
         arrays = [stored_arrays(layout, gradient) for gradient in gradients]
         try:
             if weights is None:
@@ -314,11 +315,6 @@ def rule_named(named: Sequence[Any] | None, own: Rule | None) -> Rule | None:
     if own is not None and own.name == name:
         return own.replace(**settings)
     raise ReplayFailed(f"the parameters were updated by a rule called {name!r}, which is not known here; pass it")
-
-
-def _gradient(header: Any, payload: memoryview) -> Gradient:
-    parsed = unpack(header)
-    return parse_gradient(parsed, [payload] if len(payload) else (), len(payload))
 
 
 def recut(layout: Layout, gradient: Gradient) -> None:

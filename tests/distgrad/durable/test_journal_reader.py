@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgrad.durable import record
+from distgrad.durable import journal_reader, record
 from distgrad.durable.journal import Journal
 from distgrad.durable.journal_reader import JournalReading, Place, cut, read, segments
 from distgrad.durable.segment import HEADER_BYTES, pack_header
@@ -35,7 +35,7 @@ def path_of(first: int) -> str:
 
 def fill(journal: Journal, count: int) -> None:
     for _ in range(count):
-        journal.append(b"record %d" % journal.next_sequence, [bytes([journal.next_sequence % 256]) * 100])
+        journal.append(b"r %06d" % journal.next_sequence, [bytes([journal.next_sequence % 256]) * 100])
 
 
 def written(disk: SimDisk, *batches: int, segment_bytes: int = 4096, first: int = 1) -> None:
@@ -55,14 +55,14 @@ def put(disk: SimDisk, path: str, data: bytes, offset: int = 0) -> None:
 
 
 def packed(sequence: int, synced: int, payload: bytes = b"", salt: int = SALT) -> bytes:
-    return b"".join(record.pack(b"record %d" % sequence, [payload], sequence, synced, salt)[0])
+    return b"".join(record.pack(b"r %06d" % sequence, [payload], sequence, synced, salt)[0])
 
 
 def read_all(disk: SimDisk, first: int = 1) -> tuple[list[int], JournalReading]:
     reading = read(disk, FOLDER, first)
     found = []
     for each in reading:
-        assert each.header == b"record %d" % each.sequence
+        assert each.header == b"r %06d" % each.sequence
         found.append(each.sequence)
         assert reading.next_sequence == each.sequence + 1
     return found, reading
@@ -78,6 +78,43 @@ def test_records_come_in_order_with_their_places(disk: SimDisk) -> None:
     places = [(path_of(1), HEADER_BYTES + index * SIZE) for index in range(5)]
     places += [(path_of(6), HEADER_BYTES + index * SIZE) for index in range(3)]
     assert [(each.path, each.offset) for each in found] == places
+
+
+@pytest.mark.parametrize("piece", [64, 72, 200, 1000])
+def test_records_longer_than_a_piece_or_across_two_are_whole(
+    disk: SimDisk, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_reader, "PIECE_BYTES", piece)
+    random = Random(piece)
+    journal = Journal(disk, FOLDER, next_sequence=1, segment_bytes=4096, salt=SALT)
+    payloads = [random.randbytes(random.choice([0, 5, 8, 300, 5000])) for _ in range(100)]
+    for payload in payloads:
+        journal.append(b"x" * (len(payload) % 20), [payload])
+    journal.sync()
+
+    found = list(read(disk, FOLDER, 1))
+
+    assert [bytes(each.payload) for each in found] == payloads
+    assert [len(each.header) for each in found] == [len(payload) % 20 for payload in payloads]
+
+
+@pytest.mark.parametrize("piece", [64, 200])
+def test_damage_is_judged_alike_in_pieces_of_any_size(
+    disk: SimDisk, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(disk, 2, 2, 2)
+    for place in range(HEADER_BYTES + 6 * SIZE):
+        disk.flip(path_of(1), place, 0x80)
+        outcomes = []
+        for size in (piece, 1 << 20):
+            monkeypatch.setattr(journal_reader, "PIECE_BYTES", size)
+            try:
+                found, reading = read_all(disk)
+                outcomes.append((found, reading.torn))
+            except DataDamaged as damage:
+                outcomes.append(([], Place(damage.path, damage.offset)))
+        assert outcomes[0] == outcomes[1]
+        disk.flip(path_of(1), place, 0x80)
 
 
 def test_a_payload_stays_when_the_file_is_gone(disk: SimDisk) -> None:
@@ -433,7 +470,7 @@ def test_no_change_makes_the_reader_give_a_wrong_record(
         for each in reading:
             count += 1
             assert each.sequence == count
-            assert each.header == b"record %d" % count
+            assert each.header == b"r %06d" % count
             assert each.payload == bytes([count]) * 100
     except DataDamaged:
         assert changes

@@ -22,8 +22,9 @@ from distgrad.errors import CheckpointError, DataDamaged
 
 __all__ = ["JournalReading", "Place", "Segment", "StoredRecord", "cut", "read", "segments", "trim"]
 
-# Read at a time: memory of this size is used again and again, where that of a whole segment would be new each time.
-PIECE_BYTES = 4 << 20
+# Read at a time: little enough to be still in the processor's cache when it is applied, and memory of this size is used
+# again and again, where that of a whole segment would be new each time.
+PIECE_BYTES = 512 << 10
 # Where the words of a record's prefix are that the search for records looks at; see `distgrad.durable.record`.
 _SYNCED_WORD, _SALT_WORD = 3, 4
 

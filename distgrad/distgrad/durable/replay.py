@@ -176,30 +176,27 @@ class Replay:
         books.policy_memory = message.get("memory", books.policy_memory)
 
     def _apply(self, step: Sequence[Sequence[Any]], weights: Sequence[float] | None) -> None:
-        gradients = []
+        holder = self.holder
+        layout = holder.layout
+        if layout is None:
+            raise ReplayFailed("a gradient was applied while there were no parameters")
+        gradients, arrays = [], []
         for worker, number in step:
             gradient = self.pending.pop((worker, number), None)
             if gradient is None:
                 raise ReplayFailed(f"gradient {number} of {worker!r} was applied, but is not in the journal")
+            recut(layout, gradient)
             gradients.append(gradient)
-        layout = self.holder.layout
-        if layout is None:
-            raise ReplayFailed("a gradient was applied while there were no parameters")
-        if layout.n_trainable_arenas > 1:
-            for gradient in gradients:
-                recut(layout, gradient)
-        arrays = [stored_arrays(layout, gradient) for gradient in gradients]
+            arrays.append(stored_arrays(layout, gradient))
         try:
-            if weights is None:
-                self.holder.apply(arrays[0])
-            else:
-                self.holder.apply(self.holder.combine(arrays, weights))
+            holder.apply(arrays[0] if weights is None else holder.combine(arrays, weights))
         except GradientRefused as refusal:
             raise ReplayFailed(f"a gradient that was applied is refused now: {refusal.message}") from refusal
         for gradient in gradients:
             member = self._note(gradient, "applied")
             member.examples += gradient.examples
-            member.loss = member.loss if gradient.loss is None else gradient.loss
+            if gradient.loss is not None:
+                member.loss = gradient.loss
 
     def _note(self, gradient: Gradient, outcome: str) -> MemberBook:
         member = self._member(gradient.worker)

@@ -6,6 +6,9 @@ PYTHON ?= python3
 VENV ?= $(if $(filter python3,$(PYTHON)),.venv,build/$(notdir $(PYTHON)))
 ARGS ?=
 TINY ?=
+SEEDS ?= 1000
+FIRST ?= 0
+JOBS ?= 1
 
 PY := $(VENV)/bin/python
 CODE := distgrad/distgrad broker/distgrad_broker worker/distgrad_worker
@@ -14,7 +17,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint con
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow faults fmt lint types bench docs build clean
+.PHONY: help demo test test-slow faults simulate fmt lint types bench docs build clean
 
 help: ## list the commands
 	@awk 'BEGIN { FS = ":.*## "; print "make demo test ... (ARGS=... goes to the program behind a command)\n" } \
@@ -32,6 +35,9 @@ test-slow: $(VENV)/.ready-dev ## only the slow tests: packaging, soaks
 faults: $(VENV)/.ready-test ## real processes that are killed, frozen and cut off, disks that are full: at length
 	$(PY) -m pytest -m "slow or not slow" tests/scenarios/test_kills.py tests/scenarios/test_write_path.py \
 		tests/scenarios/test_disk_full.py tests/scenarios/test_frozen_and_cut_off.py $(ARGS)
+
+simulate: $(VENV)/.ready-test ## brokers and workers in a simulated world that fails them (SEEDS=10000 FIRST=0 JOBS=2)
+	PYTHONPATH=tests $(PY) -m simulation.run --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS) $(ARGS)
 
 fmt: $(VENV)/.ready-dev ## format the code, and mend what the linter can
 	$(PY) -m ruff format $(CHECKED)

@@ -219,7 +219,7 @@ class BrokerProcess:
             self.world.told.executed(request.header["client"], request.header["id"], watch.cleared, watch.sequence)
 
     def _check_forgotten(self, worker: str) -> None:
-        """A new session without a journal forgets what its predecessor left undecided."""
+        """Forget what a predecessor left undecided, as a new session does where there is no journal."""
         member, own = self.core.state.members.get(worker), self.watch.reference.workers.get(worker)
         if member is not None and own is not None and member.accepted < own.accepted:
             self.watch.reference.forget(worker)

@@ -27,7 +27,8 @@ def check_state(broker: BrokerProcess) -> None:
         queued += member.queued_bytes
         if not 0 <= member.queued_bytes <= member.committed or member.promised > member.committed:
             raise Violation(
-                f"{member.worker}: {member.queued_bytes} queued, {member.promised} promised, {member.committed} committed"
+                f"{member.worker}: {member.queued_bytes} bytes queued, {member.promised} promised, "
+                f"{member.committed} committed"
             )
         own = workers[member.worker]
         if not member.settled <= member.decided == own.decided <= member.accepted == own.accepted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -205,7 +205,7 @@ def _configure(world: World, random: Random) -> None:
 
 
 def _configure_policy(world: World, random: Random) -> None:
-    settings = random.choice(
+    settings: dict[str, Any] = random.choice(
         [
             {"policy": "async"},
             {"policy": "buffered", "buffer_size": 2, "grace": 0.05},

@@ -108,7 +108,7 @@ class Network:
                     world.at(self._delay(worker.link), worker.connection_lost, worker.pipe)
 
     def broker_began(self) -> None:
-        """What waited for a broker arrives."""
+        """Let arrive what waited for a broker."""
         waiting, self._waiting = self._waiting, []
         for envelope, frames in waiting:
             self._world.at(self._delay(self._world.link_of(envelope)), self._deliver_request, envelope, frames)

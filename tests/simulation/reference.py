@@ -86,7 +86,7 @@ class RefWorker:
         self.use_up()
 
     def use_up(self) -> None:
-        """Count what is decided and has its turn: all before it are decided, and it was accepted (once more, perhaps)."""
+        """Count what is decided and has its turn: all before it are, and it was accepted, once more perhaps."""
         while self.decided < self.accepted and (cursor := self.ahead.pop(self.decided + 1, None)) is not None:
             self.decided += 1
             self.decided_cursor = cursor
@@ -220,10 +220,12 @@ class Reference:
     def _stepped(self, index: int, gradient: Array) -> Array:
         arena = self.arenas[index]
         if self.rule is None:
-            return arena - gradient
+            plain: Array = arena - gradient
+            return plain
         name, numbers = self.rule
         if name == "sgd":
-            return arena - numbers["lr"] * gradient
+            scaled: Array = arena - numbers["lr"] * gradient
+            return scaled
         # Kingma and Ba 2015, algorithm 1.
         beta1, beta2 = numbers["beta1"], numbers["beta2"]
         first, second = self.moments[index]
@@ -231,4 +233,5 @@ class Reference:
         second = beta2 * second + (1 - beta2) * gradient * gradient
         self.moments[index] = first, second
         step = numbers["lr"] * (first / (1 - beta1**self.steps))
-        return (arena - step / (np.sqrt(second / (1 - beta2**self.steps)) + numbers["eps"])).astype(arena.dtype)
+        moved: Array = arena - step / (np.sqrt(second / (1 - beta2**self.steps)) + numbers["eps"])
+        return moved.astype(arena.dtype)

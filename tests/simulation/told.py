@@ -32,7 +32,7 @@ class Told:
         self._sequence = 0
 
     def heartbeat(self, worker: str, reply: Mapping[str, Any], reference: Reference) -> None:
-        """A worker was told how far it is settled, and what was refused."""
+        """Note that a worker was told how far it is settled, and what was refused."""
         own = reference.workers[worker]
         settled, before = reply["settled"], self.settled.get(worker, 0)
         if settled > own.decided:
@@ -47,7 +47,7 @@ class Told:
                 raise Violation(f"{worker} is told that {number} was refused ({reason}), but it was {outcome}")
 
     def hello(self, worker: str, uid: int, reply: Mapping[str, Any], *, is_first: bool) -> None:
-        """A process was given a session; the first time it begins where the broker says."""
+        """Note that a process was told of its session; the first time it begins where the broker says."""
         sessions = self.sessions.setdefault(worker, [])
         if uid in sessions:
             if sessions[-1] != uid:
@@ -63,13 +63,13 @@ class Told:
             raise Violation(f"{worker} is told that {accepted} were accepted, after {self.settled[worker]} settled")
 
     def executed(self, client: bytes, request_id: int, cleared: Sequence[Push], sequence: int) -> None:
-        """A command was carried out, and noted in a record; nobody was told yet."""
+        """Note that a command was carried out, up to a record; nobody was told yet."""
         if (client, request_id) in self._executed:
             raise Violation(f"request {request_id} of {client!r} was carried out twice")
         self._executed[client, request_id] = list(cleared), sequence
 
     def command(self, client: bytes, request_id: int, reply: Mapping[str, Any]) -> None:
-        """Somebody was told that a command is done, and has to outlive a crash."""
+        """Note that somebody was told of a command, which has to outlive a crash from here on."""
         cleared, sequence = self._executed.get((client, request_id), ((), 0))
         if reply.get("cleared", 0) != len(cleared):
             raise Violation(f"{reply['cleared']} are told to be cleared, but {len(cleared)} were")
@@ -92,9 +92,9 @@ class Told:
         for (worker, number), outcome in self._outcomes.items():
             if worker not in reference.workers:
                 continue
-            found = reference.workers[worker].outcomes.get(number)
-            if found != outcome:
-                raise Violation(f"{worker} was told that {number} is {outcome}; recovered is {found}")
+            now = reference.workers[worker].outcomes.get(number)
+            if now != outcome:
+                raise Violation(f"{worker} was told that {number} is {outcome}; recovered is {now}")
 
 
 def batch_of(cursor: bytes | str | None) -> int:

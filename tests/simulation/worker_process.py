@@ -87,7 +87,7 @@ class WorkerProcess:
             self.world.at(delay_s, self._turn, at)
 
     def connection_lost(self, pipe: Pipe) -> None:
-        """The operating system tells that a connection broke."""
+        """Hear from the operating system that a connection broke."""
         if pipe is not self.pipe or not self.is_alive:
             return
         self.session.connection_lost()
@@ -130,7 +130,7 @@ class WorkerProcess:
         self.wake(0.0)
 
     def next_id(self) -> int:
-        """Number a request."""
+        """Give a request its number."""
         self._requests += 1
         return self._requests
 
@@ -157,7 +157,7 @@ class WorkerProcess:
             self.wake(self.frozen_until - world.now)
             return
         rest_s = self.training.go_on()
-        if not self.is_alive:
+        if self.is_gone:
             return
         if self.training.doing == LEAVING:
             self.wake(rest_s or 0.0)

@@ -52,7 +52,7 @@ class World(Clockwork):
         self.plan = plan
         self.config = BrokerConfig(**{**plan.broker, "data": Path(plan.broker["data"])})
         self.network = Network(self)
-        self.administrator = Administrator(self)
+        self.administrator: Administrator = Administrator(self)
         self.disk = SimDisk(plan.disk_seed)
         self.broker: BrokerProcess | None = None
         self.former: Watch | None = None
@@ -132,7 +132,7 @@ class World(Clockwork):
     # Incidents
 
     def was_pushed(self, push: Push) -> None:
-        """A worker has pushed; the plan counts that."""
+        """Note that a worker has pushed: the plan counts that."""
         self.pushes[push.worker, push.cursor] = push
         self.counts["pushed"] += 1
         while self._incidents and self.counts["pushed"] >= self._incidents[-1].at:
@@ -209,7 +209,7 @@ class World(Clockwork):
         return any(disk._next_faults.values())
 
     def broker_died(self, broker: BrokerProcess, *, machine: bool) -> None:
-        """A broker's process ends here, and so does its machine, perhaps."""
+        """End a broker's process, and its machine as well, perhaps."""
         broker.is_ended = True
         self.broker = None
         self.counts["power cuts" if machine else "kills"] += 1
@@ -220,7 +220,7 @@ class World(Clockwork):
         self.at(self.random.choice([0.02, 0.1, 0.5]), self._start_broker)
 
     def broker_ended(self, broker: BrokerProcess) -> None:
-        """A broker ends as it should."""
+        """Let a broker end as it should."""
         if not broker.files.is_dead:
             try:
                 broker.files.close()
@@ -236,7 +236,7 @@ class World(Clockwork):
         self.at(self.random.choice([0.02, 0.1, 0.5]), self._start_broker)
 
     def disk_crashed(self, broker: BrokerProcess, dies_with: str) -> None:
-        """The disk call that a crash was planned for has come."""
+        """Let end what was to end in this disk call."""
         if dies_with != "thread":
             self.broker_died(broker, machine=dies_with == "machine")
 
@@ -280,7 +280,7 @@ class World(Clockwork):
             self.join(worker_id)
 
     def is_superseded(self, worker: WorkerProcess) -> bool:
-        """Tell whether another process may have got the session of a worker's id: a newer one, or one whose hello was late."""
+        """Tell whether another process may have a worker's session: a newer one, or one whose hello was late."""
         worker_id = worker.session.worker_id
         sessions = self.told.sessions.get(worker_id, [])
         late = any(other.session.worker_id == worker_id and other.uid not in sessions for other in self.workers)
@@ -291,14 +291,14 @@ class World(Clockwork):
         return any(other.session.worker_id == worker.session.worker_id for other in self.workers[worker.uid + 1 :])
 
     def has_ended(self, worker: WorkerProcess, *, is_complete: bool) -> None:
-        """A process has ended by itself."""
+        """Note that a process has ended by itself."""
         if is_complete:
             self._done.add(worker.session.worker_id)
         else:
             self.succeed(worker, self.random.choice([0.02, 0.5, 2.5]))
 
     def check_sender(self, push: Push) -> None:
-        """A gradient was accepted: its process must be the newest that was told of a session."""
+        """Check that an accepted gradient is of the newest process that was told of a session."""
         sessions = self.told.sessions.get(push.worker)
         if not sessions or sessions[-1] != push.uid:
             raise Violation(f"{push} was accepted, but process {sessions and sessions[-1]} has superseded it")
@@ -311,7 +311,7 @@ class World(Clockwork):
         return self.administrator.link if name == b"admin" else self.workers[int(name)].link
 
     def replied(self, broker: BrokerProcess, envelope: Sequence[bytes], header: Mapping[str, Any]) -> None:
-        """A broker lets something out; from now on it counts as told."""
+        """Note what a broker lets out: from now on it counts as told."""
         if not header["ok"]:
             return
         name, channel = envelope[0], envelope[1]
@@ -327,7 +327,7 @@ class World(Clockwork):
             self.told.command(b"administrator", header["id"], header)
 
     def deliver_reply(self, envelope: Sequence[bytes], frames: Frames, broker: int) -> None:
-        """A reply arrives."""
+        """Hand a reply to whoever asked."""
         name, channel = envelope[0], envelope[1]
         if name == b"admin":
             self.administrator.receive(frames)

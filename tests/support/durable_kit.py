@@ -11,6 +11,7 @@ import numpy as np
 
 from distgrad import wire
 from distgrad.durable.books import MemberBook, Recovered
+from distgrad.durable.data_folder import DataFolder
 from distgrad.durable.disk_events import CheckpointEnded, DiskTroubled, RecordsWritten, WriteCheckpoint
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
@@ -116,11 +117,17 @@ class DurableKit(Kit):
             if not told and self.writer.wait_s(self.now) != 0.0:
                 return
 
-    def checkpoint(self) -> None:
-        """Write a checkpoint of what there is, as `save` does."""
-        self.send("save")
+    def checkpoint(self) -> dict[str, Any]:
+        """Write a checkpoint of what there is, as `save` does, and return the reply."""
+        envelope = self.send("save")
         self.wait(0.0)
         self.write()
+        return self.header(envelope)
+
+    @property
+    def folder(self) -> DataFolder:
+        """The data folder, only to look at."""
+        return DataFolder(self.disk, DATA, read_only=True)
 
     def greet(self, worker: str = "w", nonce: bytes | None = None, **keys: Any) -> dict[str, Any]:
         """Say hello, and let the disk have what the reply waits for."""

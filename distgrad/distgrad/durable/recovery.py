@@ -76,11 +76,13 @@ def recover(
             if on_progress is not None and count % _REPORT_EVERY == 0:
                 on_progress(count, holder.version)
     except DataDamaged as damage:
-        damage.hint = (
-            f"version {holder.version} is the last whole one: go on from there with --recover-until {holder.version} "
-            "(what came after it is set aside), or from an older checkpoint with its version"
-        )
-        raise
+        if holder.version != until:  # else all that was asked for is there
+            damage.hint = (
+                f"version {holder.version} is the last whole one: go on from there with "
+                f"--recover-until {holder.version} (what came after it is set aside), or from an older checkpoint with "
+                "its version"
+            )
+            raise
     except ReplayFailed as failure:
         raise DataDamaged(
             f"record {record.sequence} cannot be carried out: {failure.message}", path=record.path, offset=record.offset

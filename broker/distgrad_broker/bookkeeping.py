@@ -15,6 +15,7 @@ from distgrad.version import __version__
 from distgrad.wire import State
 from distgrad_broker.core_settings import JOURNAL
 from distgrad_broker.members import Member, parse_session
+from distgrad_broker.settling import refusal_values
 from distgrad_broker.state import CoreState
 
 
@@ -39,6 +40,7 @@ def note_start(state: CoreState, records: Records, *, is_recovered: bool) -> Non
         distgrad=__version__,
         settings=data.started_with,
         running=state.is_running,
+        durability=state.durability,
     )
     note_settings(state, records)
     layout, storage = state.versions.layout, state.versions.holder.storage
@@ -84,9 +86,6 @@ def books_of(state: CoreState) -> Books:
         Values of their own.
     """
     data = state.settings.data
-    # What is decided is in the checkpoint, though its worker is not told before the disk has it.
-    outcomes = state.outcomes + Counter(outcome for _, _, _, outcome, _ in state.unsettled)
-    reasons = Counter(refusal.reason for *_, refusal in state.unsettled if refusal is not None)
     return Books(
         incarnation=state.incarnation,
         generation=state.generation,
@@ -94,8 +93,9 @@ def books_of(state: CoreState) -> Books:
         is_destroyed=state.is_destroyed,
         lineage=state.lineage,
         members={member.worker: _book(state, member) for member in state.members},
-        outcomes=outcomes,
-        refused=state.refused + reasons,
+        durability=state.durability,
+        outcomes=Counter(state.outcomes),
+        refused=Counter(state.refused),
         policy=_named(state.policy),
         policy_memory=state.policy.memory(),
         weighing=state.weighing.settings(),
@@ -135,6 +135,7 @@ def restore(state: CoreState, recovered: Recovered, now: float) -> None:
     for member in state.members:
         member.committed = member.queued_bytes
     state.policy.recall(books.policy_memory)
+    state.repeats_history = state.policy.is_repeatable
     situation = state.situation(now)
     for worker in sorted(state.members.live_ids):
         state.policy.joined(worker, situation)
@@ -158,10 +159,7 @@ def _book(state: CoreState, member: Member) -> MemberBook:
     session = parse_session(member.session) or member.origin or ("", 0)
     # Without a journal what is queued here is not kept: its worker sends it again.
     keeps_queue = state.durability == JOURNAL
-    unsettled = [
-        [number, refusal.reason, refusal.leaf, refusal.message]
-        for number, refusal in _unsettled_refusals(state, member)
-    ]
+    untold = [[number, *refusal_values(refusal)] for number, refusal in _untold_refusals(state, member)]
     return MemberBook(
         worker=member.worker,
         user=member.user,
@@ -169,17 +167,18 @@ def _book(state: CoreState, member: Member) -> MemberBook:
         state=member.state,
         incarnation=session[0],
         counter=session[1],
+        nonce=member.nonce,
         nonces=list(member.past_nonces),
         accepted=member.accepted if keeps_queue else member.decided,
         decided=member.decided,
         ahead={number: (outcome, cursor) for number, (_, outcome, _, cursor) in member.ahead.items()},
         cursor=member.cursor if keeps_queue else member.decided_cursor,
         decided_cursor=member.decided_cursor,
-        refusals=[*(list(refusal) for refusal in member.refusals), *unsettled],
+        refusals=[*(list(refusal) for refusal in member.refusals), *untold],
         counts=Counter(
             applied=member.applied,
             superseded=member.superseded,
-            refused=member.refused + len(unsettled),
+            refused=member.refused,
             cleared=member.cleared,
         ),
         examples=member.examples,
@@ -187,23 +186,35 @@ def _book(state: CoreState, member: Member) -> MemberBook:
     )
 
 
-def _unsettled_refusals(state: CoreState, member: Member) -> list[tuple[int, GradientRefused]]:
-    """List what was refused and is not told yet, because the disk does not have it."""
-    own = [refusal for _, other, _, _, refusal in state.unsettled if other is member]
-    first = member.settled + 1
-    return [(first + place, refusal) for place, refusal in enumerate(own) if refusal is not None]
+def _untold_refusals(state: CoreState, member: Member) -> list[tuple[int, GradientRefused]]:
+    """List what was refused and is not told yet: the disk does not have it, or an earlier number is held."""
+    own = [refusal for _, other, _, refusal in state.unsettled if other is member]
+    untold = [(member.settled + 1 + place, refusal) for place, refusal in enumerate(own)]
+    untold += [(number, refusal) for number, (_, _, refusal, _) in member.ahead.items()]
+    return [(number, refusal) for number, refusal in untold if refusal is not None]
+
+
+def _refusal(told: tuple[Any, ...] | None) -> GradientRefused | None:
+    if told is None:
+        return None
+    _, reason, leaf, message = told
+    return GradientRefused(reason, message, leaf=leaf)
 
 
 def _member(state: CoreState, book: MemberBook, now: float) -> Member:
     member = Member(book.worker, book.user, book.generated)
     member.state = book.state
     member.origin = None if book.state == LEFT else (book.incarnation, book.counter)
+    member.nonce = book.nonce
     member.past_nonces.extend(book.nonces)
     member.accepted = book.accepted
     member.decided = member.settled = member.judged = book.decided
-    member.ahead = {number: (0, outcome, None, cursor) for number, (outcome, cursor) in book.ahead.items()}
+    refusals = {refusal[0]: tuple(refusal) for refusal in book.refusals}
+    member.refusals.extend(refusals[number] for number in sorted(refusals) if number <= book.decided)
+    member.ahead = {
+        number: (0, outcome, _refusal(refusals.get(number)), cursor) for number, (outcome, cursor) in book.ahead.items()
+    }
     member.cursor, member.decided_cursor = book.cursor, book.decided_cursor
-    member.refusals.extend(tuple(refusal) for refusal in book.refusals)
     member.applied = book.counts["applied"]
     member.superseded = book.counts["superseded"]
     member.refused = book.counts["refused"]

@@ -97,6 +97,12 @@ def open_data(
         recovered = recover(disk, folder, holder, until=until, on_progress=_progress())
         for damaged, reason in recovered.damaged:
             log.event(_LOGGER, logging.ERROR, "checkpoint is damaged, an older one is used", path=damaged, why=reason)
+        others = recovered.executors - {holder.executor}
+        if others:
+            log.event(
+                _LOGGER, logging.WARNING, "recovered by another executor than before: it may round otherwise",
+                executor=holder.executor, before=",".join(sorted(others)),
+            )  # fmt: skip
         if until is not None:
             recovered = _set_aside(disk, folder, holder, recovered, until)
         policy, weighing = _settle_settings(config, holder, recovered, started_with, mode, rule, policy)

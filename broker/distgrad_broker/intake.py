@@ -8,7 +8,7 @@ from __future__ import annotations
 from distgrad.durable.books import LIVE
 from distgrad.wire import Gradient
 from distgrad_broker.members import Member
-from distgrad_broker.settling import answer_heartbeat
+from distgrad_broker.settling import answer_heartbeat, use_up_ahead
 from distgrad_broker.state import CoreState
 
 
@@ -51,6 +51,11 @@ def accept(state: CoreState, gradient: Gradient, now: float) -> None:
     if number != member.accepted + 1:
         _miss(state, member, "gap", now)
         return
+    if state.repeats_history and _is_early(state, gradient):
+        member.is_early = True
+        member.dropped += 1
+        state.dropped["early"] += 1
+        return
     if member.queued_bytes + gradient.charge > member.committed:
         _miss(state, member, "uncovered", now)
         return
@@ -59,6 +64,7 @@ def accept(state: CoreState, gradient: Gradient, now: float) -> None:
         member.accepted = number
         member.repeated += 1
         state.dropped["repeated"] += 1
+        use_up_ahead(state, member)
         return
     member.accepted = number
     member.queued_bytes += gradient.charge
@@ -69,6 +75,20 @@ def accept(state: CoreState, gradient: Gradient, now: float) -> None:
     state.queue.append(gradient)
     if state.records is not None:
         state.records.gradient(gradient)
+
+
+def _is_early(state: CoreState, gradient: Gradient) -> bool:
+    """Tell whether a gradient was computed on a version that a crash took back, and that has not come again yet.
+
+    It is not held: what is held has grants, and those who are missing in the step that comes first may need them.
+    """
+    base = gradient.base
+    return (
+        base is not None
+        and base.generation == state.generation
+        and base.version > state.versions.version
+        and state.lineage.rank(base.incarnation) >= 0
+    )
 
 
 def _miss(state: CoreState, member: Member, reason: str, now: float) -> None:

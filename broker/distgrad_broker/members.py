@@ -59,6 +59,8 @@ class Member:
         # The newest attempt seen.
         self.attempt = 0
         self.missing = False
+        # Whether it sent a gradient that is yet to come again: computed on a version that a crash took back.
+        self.is_early = False
         # The last number that the policy has seen; what was decided of numbers behind one that is held.
         self.judged = 0
         self.ahead: dict[int, Decided] = {}
@@ -253,6 +255,8 @@ class Members:
             if nonce in member.past_nonces or self._is_older(previous, member):
                 raise RequestError("fenced", f"a newer process runs as worker {worker!r}; this one must end")
             self._issue(member, nonce, previous)
+        elif not member.session:
+            self._issue(member, nonce, previous)  # the process that an earlier incarnation knew
         return member, False
 
     def add(self, member: Member) -> None:
@@ -325,18 +329,23 @@ class Members:
             del self._by_id[member.worker]
 
     def _issue(self, member: Member, nonce: bytes, previous: str | None) -> None:
-        if member.nonce:
+        is_same_process = nonce == member.nonce
+        if member.nonce and not is_same_process:
             member.past_nonces.append(member.nonce)
         self._counter += 1
         member.counter = self._counter
         member.session = f"{self._incarnation}:{self._counter}"
         member.nonce = nonce
         origin = parse_session(previous)
-        member.origin = origin if origin is not None and origin[0] != self._incarnation else None
+        # A process may not have heard of its last session; then the one that is stored is the newer one.
+        if not (is_same_process and member.origin is not None):
+            member.origin = origin if origin is not None and origin[0] != self._incarnation else None
         member.attempt = 0
         member.missing = False
         member.adopted = False
-        member.refusals.clear()  # of another process's gradients
+        member.is_early = False
+        if not is_same_process:
+            member.refusals.clear()  # of another process's gradients
         member.waiting = None
 
     def _is_older(self, previous: str | None, member: Member) -> bool:

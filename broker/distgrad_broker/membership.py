@@ -90,6 +90,7 @@ def note_session(records: Records, member: Member) -> None:
         generated=member.generated,
         incarnation=issued[0],
         counter=issued[1],
+        nonce=member.nonce,
         nonces=list(member.past_nonces),
     )
 

@@ -79,6 +79,7 @@ def _set_parameters(state: CoreState, request: RequestReceived, waiter: Waiter, 
         changed = True
         offers.end(state)
     state.generation += 1
+    settling.end_repetition(state)
     updates.requeue_held(state)
     state.log(logging.INFO, "parameters set" if not absent else "parameters removed", generation=state.generation)
     if absent and state.drain_left:
@@ -128,7 +129,7 @@ def _stop(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
     state.drains[key] = waiter
 
     def give_up(late: Waiter, _: float) -> None:
-        del state.drains[key]
+        state.drains.pop(key, None)  # what was drained may still be on its way to the disk
         state.answer(late, {"changed": late.data, "drained": False})
 
     state.deadlines.wait(waiter, give_up)
@@ -166,6 +167,7 @@ def _configure(state: CoreState, request: RequestReceived, waiter: Waiter, now: 
     except (ConfigError, TypeError) as error:
         holder.set_mode(former_mode)
         raise RequestError("invalid", str(error)) from error
+    settling.end_repetition(state)
     if change is not None:
         policy_change.carry_out(state, change, now)
     rule = holder.rule

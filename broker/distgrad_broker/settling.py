@@ -11,7 +11,6 @@ import logging
 from itertools import islice
 from typing import Any
 
-from distgrad.durable.records import Records
 from distgrad.durable.replay import OUTCOMES
 from distgrad.errors import GradientRefused
 from distgrad.wire import Gradient
@@ -44,27 +43,52 @@ def settle(
     """
     records = state.records
     if records is not None and outcome != "applied":  # that is noted by the step, with its weights
-        _record(state, records, gradient, outcome, refusal)
+        decision: list[Any] = [OUTCOMES.index(outcome), gradient.worker, gradient.number]
+        records.decided(decision if refusal is None else decision + refusal_values(refusal), state.versions.version)
+    state.outcomes[outcome] += 1
+    if refusal is not None:
+        _count_refusal(state, member, gradient.number, refusal)
     if gradient.number != member.decided + 1:
         member.ahead[gradient.number] = (gradient.charge, outcome, refusal, gradient.cursor)
         return
     _use_up(state, member, gradient.charge, outcome, refusal, gradient.cursor)
-    while member.ahead:
+    if member.ahead:
+        use_up_ahead(state, member)
+
+
+def use_up_ahead(state: CoreState, member: Member) -> None:
+    """Give those numbers their turn that were decided on before one ahead of them.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    member : Member
+        Whose.
+    """
+    # Not beyond what is accepted: after a restart it may have to come once more.
+    while member.decided < member.accepted:
         following = member.ahead.pop(member.decided + 1, None)
         if following is None:
             return
         _use_up(state, member, *following)
 
 
-def _record(
-    state: CoreState, records: Records, gradient: Gradient, outcome: str, refusal: GradientRefused | None
-) -> None:
-    """Note a decision for the journal."""
-    decision: list[Any] = [OUTCOMES.index(outcome), gradient.worker, gradient.number]
-    if refusal is not None:
-        leaf = None if refusal.leaf is None else refusal.leaf[:MAX_REFUSAL_CHARACTERS]
-        decision += [refusal.reason, leaf, refusal.message[:MAX_REFUSAL_CHARACTERS]]
-    records.decided(decision, state.versions.version)
+def refusal_values(refusal: GradientRefused) -> list[Any]:
+    """Give what is kept and told of a refusal.
+
+    Parameters
+    ----------
+    refusal : GradientRefused
+        Why.
+
+    Returns
+    -------
+    list
+        Reason, leaf and message, of bounded length.
+    """
+    leaf = None if refusal.leaf is None else refusal.leaf[:MAX_REFUSAL_CHARACTERS]
+    return [refusal.reason, leaf, refusal.message[:MAX_REFUSAL_CHARACTERS]]
 
 
 def _use_up(
@@ -81,9 +105,9 @@ def _use_up(
         member.decided_cursor = cursor
     mark = state.mark()
     if mark is None:
-        _settle(state, member, charge, outcome, refusal)
+        _settle(state, member, charge, refusal)
     else:
-        state.unsettled.append((mark, member, charge, outcome, refusal))
+        state.unsettled.append((mark, member, charge, refusal))
 
 
 def settle_durable(state: CoreState, mark: int) -> None:
@@ -101,14 +125,14 @@ def settle_durable(state: CoreState, mark: int) -> None:
         _settle(state, *unsettled.popleft()[1:])
 
 
-def _settle(state: CoreState, member: Member, charge: int, outcome: str, refusal: GradientRefused | None) -> None:
+def _settle(state: CoreState, member: Member, charge: int, refusal: GradientRefused | None) -> None:
     """Acknowledge a member's next number: it frees window and grant."""
     member.settled += 1
     member.queued_bytes -= charge
     state.queued_bytes -= charge
-    state.outcomes[outcome] += 1
     if refusal is not None:
-        _note_refusal(state, member, refusal)
+        reason, leaf, message = refusal_values(refusal)
+        member.refusals.append((member.settled, reason, leaf, message))
     if state.grants.settle(member):
         rebalance(state)
     waiter = member.waiting
@@ -118,11 +142,8 @@ def _settle(state: CoreState, member: Member, charge: int, outcome: str, refusal
             answer_heartbeat(state, member)
 
 
-def _note_refusal(state: CoreState, member: Member, refusal: GradientRefused) -> None:
-    """Keep the reason of the number just settled until its worker has heard it."""
-    number = member.settled
-    leaf = None if refusal.leaf is None else refusal.leaf[:MAX_REFUSAL_CHARACTERS]
-    member.refusals.append((number, refusal.reason, leaf, refusal.message[:MAX_REFUSAL_CHARACTERS]))
+def _count_refusal(state: CoreState, member: Member, number: int, refusal: GradientRefused) -> None:
+    """Count a refusal, and log the first of a worker; the worker is told when the number is settled."""
     if member.refused == 0:
         state.log(
             logging.WARNING,
@@ -175,6 +196,7 @@ def heartbeat_fields(member: Member) -> dict[str, Any]:
         "superseded": member.superseded,
         "attempt": member.attempt,
         "resend": member.missing,
+        "early": member.is_early,
         "grant": member.promised,
         "grant_seq": member.grant_seq,
         "refused": [list(refusal) for refusal in islice(member.refusals, REFUSALS_A_REPLY)],
@@ -195,6 +217,33 @@ def answer_heartbeat(state: CoreState, member: Member) -> None:
     if waiter is not None:
         member.waiting = None
         state.answer(waiter, heartbeat_fields(member))
+
+
+def ask_for_early(state: CoreState) -> None:
+    """Have those gradients sent again that came before the version that they were computed on.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    """
+    for member in state.members:
+        if member.is_early:
+            member.is_early, member.missing = False, True
+            answer_heartbeat(state, member)
+
+
+def end_repetition(state: CoreState) -> None:
+    """Note that what follows is not what an earlier broker's crash took back: its versions will not come again.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    """
+    if state.repeats_history:
+        state.repeats_history = False
+        ask_for_early(state)
 
 
 def rebalance(state: CoreState) -> None:

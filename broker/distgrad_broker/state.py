@@ -93,13 +93,15 @@ class CoreState:
         self.members = Members(settings.incarnation, settings.max_workers, settings.lease_s)
         self.grants = Grants(settings.queue_bytes or DEFAULT_QUEUE_BYTES)
         self.lineage = Lineage()
+        # Whether the versions that a crash took back come again, to the bit (see `Policy.is_repeatable`).
+        self.repeats_history = False
         data = settings.data
         self.durability = NONE if data is None else data.durability
         self.records: Records | None = None
         if data is not None and self.durability != NONE:
             self.records = Records(data.sequence, keeps_gradients=self.durability == JOURNAL)
         # What is decided and not on the disk yet: its mark, and what settles it.
-        self.unsettled: deque[tuple[int, Member, int, str, GradientRefused | None]] = deque()
+        self.unsettled: deque[tuple[int, Member, int, GradientRefused | None]] = deque()
         self.checkpoints = Checkpoints()
         self.disk_trouble: str | None = None
         self.remembered = RememberedReplies()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 
 from distgrad.durable.replay import APPLIED
 from distgrad.errors import GradientRefused
@@ -15,7 +16,7 @@ from distgrad.policies import Action, Held, Offered
 from distgrad.wire import Gradient
 from distgrad_broker import pulls
 from distgrad_broker.members import Member
-from distgrad_broker.settling import settle
+from distgrad_broker.settling import ask_for_early, end_repetition, settle
 from distgrad_broker.state import CoreState
 
 # What peers sum up must still fit in a header's integers.
@@ -103,10 +104,8 @@ def _judge(state: CoreState, gradient: Gradient, member: Member, now: float) -> 
             if staleness < 0:
                 _refuse_future(state, gradient, member, base.version)
                 return
-        elif state.lineage.survives(base) or (
-            # It was shown before a crash that took it back. Where the same gradients give the same bits it comes again.
-            state.policy.is_repeatable and state.lineage.rank(base.incarnation) >= 0
-        ):
+        elif state.lineage.survives(base) or (state.repeats_history and state.lineage.rank(base.incarnation) >= 0):
+            # It has survived, or was taken back by a crash and has come again by now (`intake` waits for that).
             staleness = state.versions.version - base.version
     if state.applies_at_once:
         _apply_one(state, gradient, member, staleness, 1.0)
@@ -187,6 +186,8 @@ def _apply_step(state: CoreState, step: Sequence[Offered], now: float) -> None:
         if trouble is None:
             _count(gradient, member)
         settle(state, gradient, member, outcome, trouble)
+    if state.repeats_history:
+        ask_for_early(state)
     if state.pulls:
         pulls.answer_all(state, now)
 
@@ -226,6 +227,8 @@ def clear_queue(state: CoreState) -> int:
         member.cleared += 1
         settle(state, gradient, member, "cleared")
     end_drain(state)
+    if cleared:
+        end_repetition(state)
     return cleared
 
 
@@ -327,4 +330,8 @@ def end_drain(state: CoreState) -> None:
     waiters = list(state.drains.values())
     state.drains.clear()
     for waiter in waiters:
-        state.answer(waiter, {"changed": waiter.data, "drained": True})
+        fields = {"changed": waiter.data, "drained": True}
+        if state.records is None:
+            state.answer(waiter, fields)
+        else:
+            state.records.when_durable(partial(state.answer, waiter, fields))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from distgrad.durable.books import LEFT, LIVE
 from distgrad.wire import MAX_ID_CHARACTERS, field
@@ -98,11 +99,20 @@ def hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
         "durability": state.durability,
     }
     frames = [] if layout is None else [layout.to_frame()]
-    if state.durability == CHECKPOINT and is_new_session and member.settled < member.accepted:
+    if state.durability == CHECKPOINT and previous != member.session and member.settled < member.accepted:
         # Its predecessor's gradients: what it is told of them must not be taken back.
-        checkpoints.when_written(state, lambda _: state.answer_when_durable(waiter, fields, frames, now=now))
+        checkpoints.when_written(state, lambda error: _end_hello(state, waiter, fields, frames, error, now))
         return
     state.answer_when_durable(waiter, fields, frames, now=now)
+
+
+def _end_hello(
+    state: CoreState, waiter: Waiter, fields: dict[str, Any], frames: list[bytes], error: str | None, now: float
+) -> None:
+    if error is None:
+        state.answer_when_durable(waiter, fields, frames, now=now)
+    else:
+        state.fail(waiter, RequestError("failed", f"what was done before is not on the disk yet: {error}"))
 
 
 def heartbeat(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
@@ -154,7 +164,7 @@ def heartbeat(state: CoreState, request: RequestReceived, waiter: Waiter, now: f
         membership.came(state, member, now)
         if state.records is not None:
             state.records.add("back", worker=member.worker)
-    if state.durability == CHECKPOINT and member.settled < member.decided:
+    if state.durability == CHECKPOINT and state.unsettled:
         checkpoints.want(state, is_urgent=bool(want) or settled < until <= member.decided)
     if state.held and until > member.settled:
         state.policy.awaited(member.worker, state.situation(now))

@@ -21,7 +21,7 @@ from distgrad_broker.config import BrokerConfig
 from distgrad_broker.core import Core
 from distgrad_broker.core_settings import CoreSettings
 from distgrad_broker.data import OpenData, open_data
-from distgrad_broker.events import Effect, Event, Reply, ShutdownAsked
+from distgrad_broker.events import Effect, Event, ShutdownAsked, TimePassed
 from distgrad_broker.versions import Versions
 from support.core_kit import LAYOUT, Kit
 from support.sim_disk import SimDisk
@@ -93,6 +93,7 @@ class DurableKit(Kit):
         self.effects: list[Effect] = []
         self.told: list[RecordsWritten | CheckpointEnded | DiskTroubled] = []
         self._asked = 0
+        self.handle(TimePassed())  # the core has something to tell of its beginning
 
     def handle(self, event: Event | wire.Gradient) -> list[Effect]:
         effects = super().handle(event)
@@ -173,10 +174,3 @@ class DurableKit(Kit):
                 self.writer.close()
                 return True
         return False
-
-    def last(self, kind: type[Any]) -> Any:
-        """Give the last effect of a kind."""
-        return [effect for effect in self.effects if isinstance(effect, kind)][-1]
-
-    def all_replies(self) -> list[Reply]:
-        return [effect for effect in self.effects if isinstance(effect, Reply)]

@@ -68,8 +68,12 @@ class Player:
             self.journal.append(header, [payload])
         self.replay.execute(memoryview(header), payload, self.sequence)
 
+    def began(self, incarnation: str, **keys: Any) -> None:
+        told = {"executor": "numpy", "distgrad": "0.1", "settings": {}, "running": True, "durability": "journal"}
+        self.record("began", incarnation=incarnation, **{**told, **keys})
+
     def session(self, worker: str = "w", **keys: Any) -> None:
-        told = {"user": None, "generated": False, "incarnation": "one", "counter": 1, "nonces": []}
+        told = {"user": None, "generated": False, "incarnation": "one", "counter": 1, "nonce": b"a" * 16, "nonces": []}
         self.record("session", worker=worker, **{**told, **keys})
 
     def gradient(self, number: int, worker: str = "w", *, value: float = 1.0, **keys: Any) -> None:

@@ -320,7 +320,8 @@ class Session:
         window = self.window
         accepted, settled = int(header["accepted"]), int(header["settled"])
         progress = self._progress
-        progress.hear(accepted, now, is_news=settled > window.settled)
+        # What is early is waited for, by a step that comes before it: nothing is lost.
+        progress.hear(accepted, now, is_news=settled > window.settled or bool(header.get("early")))
         for number, reason, leaf, message in header["refused"]:
             # What a predecessor under this id left in the queue is not for this process to hear of.
             if number > max(window.settled, window.inherited):

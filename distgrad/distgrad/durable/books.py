@@ -35,6 +35,8 @@ class MemberBook:
         ``live``, ``silent`` or ``left``.
     incarnation, counter : str, int
         The last session that was issued.
+    nonce : bytes
+        Of the process that has it.
     nonces : list of bytes
         Of processes under this id that must not come back.
     accepted : int
@@ -61,6 +63,7 @@ class MemberBook:
     state: str = LIVE
     incarnation: str = ""
     counter: int = 0
+    nonce: bytes = b""
     nonces: list[bytes] = dataclasses.field(default_factory=list)
     accepted: int = 0
     decided: int = 0
@@ -85,13 +88,13 @@ class MemberBook:
             Its cursor.
         """
         self.counts[outcome] += 1
-        if number == self.decided + 1 and not self.ahead:
+        if number == self.decided + 1 <= self.accepted and not self.ahead:
             self.decided = number
             if cursor is not None:
                 self.decided_cursor = cursor
             return
         self.ahead[number] = outcome, cursor
-        while (following := self.ahead.pop(self.decided + 1, None)) is not None:
+        while self.decided < self.accepted and (following := self.ahead.pop(self.decided + 1, None)) is not None:
             self.decided += 1
             if following[1] is not None:
                 self.decided_cursor = following[1]
@@ -174,6 +177,8 @@ class Books:
         Whether the updater runs.
     is_destroyed : bool
         Whether `destroy` was called.
+    durability : str
+        When its gradients were settled: ``journal``, ``checkpoint`` or ``none``.
     lineage : Lineage
         The brokers before that one.
     members : dict of str to MemberBook
@@ -194,6 +199,7 @@ class Books:
     generation: int = 0
     is_running: bool = True
     is_destroyed: bool = False
+    durability: str = "journal"
     lineage: Lineage = dataclasses.field(default_factory=Lineage)
     members: dict[str, MemberBook] = dataclasses.field(default_factory=dict)
     outcomes: Counter[str] = dataclasses.field(default_factory=Counter)

@@ -87,6 +87,12 @@ def recover(
         raise DataDamaged(
             f"record {record.sequence} cannot be carried out: {failure.message}", path=record.path, offset=record.offset
         ) from failure
+    if damaged and until is None and books.durability == "checkpoint":
+        # No journal leads from an older checkpoint to what was settled by this one.
+        path, why = damaged[0]
+        older = "" if found is None else f", or give up what came later: --recover-until {found.version}"
+        hint = f"restore it from a copy{older}"
+        raise DataDamaged(f"{path} is damaged, and gradients were settled by it: {why}", path=path, offset=0, hint=hint)
     if holder.layout is not None:
         for gradient in replay.pending.values():
             recut(holder.layout, gradient)

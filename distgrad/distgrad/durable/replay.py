@@ -212,6 +212,7 @@ class Replay:
         books.settings = message["settings"]
         books.is_running = message["running"]
         books.is_destroyed = False
+        books.durability = message.get("durability", "journal")
         self.executors.add(message["executor"])
 
     def _session(self, message: Mapping[str, Any], payload: memoryview) -> None:
@@ -222,7 +223,10 @@ class Replay:
         member.state = LIVE
         member.incarnation, member.counter = message["incarnation"], message["counter"]
         member.nonces = list(message["nonces"])
-        member.refusals = []
+        nonce = message.get("nonce", b"")
+        if nonce != member.nonce or not nonce:
+            member.nonce = nonce
+            member.refusals = []  # of another process's gradients
 
     def _silent(self, message: Mapping[str, Any], payload: memoryview) -> None:
         self._member(message["worker"]).state = SILENT
@@ -233,6 +237,8 @@ class Replay:
     def _left(self, message: Mapping[str, Any], payload: memoryview) -> None:
         member = self._member(message["worker"])
         member.state = LEFT
+        member.nonces = [*member.nonces, member.nonce]
+        member.nonce = b""
         if member.generated:
             del self.books.members[member.worker]
         self.books.policy_memory = message.get("memory", self.books.policy_memory)
@@ -242,7 +248,6 @@ class Replay:
         arenas = [lasting_empty(arena.size, arena.dtype) for arena in layout.arenas]
         fill(layout, _cut(layout, payload), arenas)
         self.holder.set_arenas(layout, arenas)
-        self.holder.version = message["version"]
         self.books.generation = message["generation"]
 
     def _absent(self, message: Mapping[str, Any], payload: memoryview) -> None:

@@ -125,8 +125,8 @@ class Policy:
     holds : bool
         Whether `offer` may hold a gradient.
     is_repeatable : bool
-        Whether the same gradients make the same versions, bit for bit, in whatever order they come. What was computed
-        on a version that a crash took back is then offered with a negative staleness: the version comes again.
+        Whether the same gradients make the same versions, bit for bit, in whatever order they come. A version that a
+        crash took back then comes again, and what was computed on it waits for that, before it is offered.
     """
 
     name = "policy"
@@ -143,8 +143,8 @@ class Policy:
         gradient : Offered
             The gradient.
         staleness : int or None
-            Updates since the state that it was computed on, at least 0 unless the policy `is_repeatable`. None if that
-            state was not told, or belongs to parameters that were replaced since.
+            Updates since the state that it was computed on, at least 0. None if that state was not told, belongs to
+            parameters that were replaced since, or was taken back by a crash.
         situation : Situation
             As of now.
 

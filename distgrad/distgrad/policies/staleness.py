@@ -63,7 +63,7 @@ class Staleness(Policy):
             return SUPERSEDE if is_old else Decision(Action.APPLY)
         if self._max is not None and staleness > self._max:
             return SUPERSEDE
-        return Decision(Action.APPLY, self._factor(max(0, staleness)))
+        return Decision(Action.APPLY, self._factor(staleness))
 
     def settings(self) -> dict[str, Any]:
         """Give the settings in force; see `Policy.settings`."""

@@ -57,8 +57,6 @@ class Synchronous(Policy):
         self._expected: set[str] | None = None
         self._closes_at: float | None = None
         self._members: set[str] = set()
-        # Gradients of steps to come, by step: their workers had seen versions that a crash took back.
-        self._early: dict[int, dict[str, Offered]] = {}
         self.is_repeatable = workers is not None and quorum is None
 
     def offer(self, gradient: Offered, staleness: int | None, situation: Situation) -> Decision:
@@ -74,8 +72,7 @@ class Synchronous(Policy):
             return self._refusal("no_base", "sync must know the step: pull first, or push with base_version")
         if staleness is None or staleness > 0:
             return SUPERSEDE
-        step = self._held if staleness == 0 else self._early.setdefault(situation.version - staleness, {})
-        if worker in step:
+        if worker in self._held:
             return self._refusal(
                 "second", f"{worker} has a gradient in step {situation.version} already: pull before the next push"
             )
@@ -83,15 +80,12 @@ class Synchronous(Policy):
             self._expected = set(situation.live)
         if self._workers is not None:
             self._members.add(worker)  # only now: a script that fails at once must not keep a place
-        step[worker] = gradient
-        if staleness == 0:
-            self._spent.discard(worker)
+        self._spent.discard(worker)
+        self._held[worker] = gradient
         return HOLD
 
     def complete(self, situation: Situation) -> list[Offered] | None:
         """Give out the step when all, or enough, have taken part; see `Policy.complete`."""
-        if situation.version in self._early:
-            self._held = self._early.pop(situation.version) | self._held
         if not self._held:
             return None
         if self._missing():
@@ -103,15 +97,12 @@ class Synchronous(Policy):
                 if situation.now < self._closes_at:
                     return None
         step = [self._held[worker] for worker in sorted(self._held)]
-        self._begin_step()
+        self.reset()
         self._expected = set(situation.live) or None
         return step
 
     def withdrawn(self, gradient: Offered) -> None:
         """Count the worker as having taken part with nothing; see `Policy.withdrawn`."""
-        for step in self._early.values():
-            if step.get(gradient.worker) is gradient:
-                del step[gradient.worker]
         if self._held.get(gradient.worker) is gradient:
             del self._held[gradient.worker]
             self._spent.add(gradient.worker)
@@ -121,16 +112,12 @@ class Synchronous(Policy):
 
     def reset(self) -> None:
         """Begin the step anew; see `Policy.reset`."""
-        self._early = {}
-        self._begin_step()
-
-    def _begin_step(self) -> None:
         self._held, self._spent = {}, set()
         self._expected = self._closes_at = None
 
     def may_pull(self, worker: str, situation: Situation) -> bool:
         """Let a worker wait that has taken part in the open step; see `Policy.may_pull`."""
-        return worker not in self._held and not any(worker in step for step in self._early.values())
+        return worker not in self._held
 
     def departed(self, worker: str, *, left: bool) -> None:
         """Expect the worker no more, if the set is elastic or it said goodbye; see `Policy.departed`."""
@@ -176,7 +163,7 @@ class Synchronous(Policy):
     def _begin_anew_if_void(self) -> None:
         """Let everybody take part again if nobody is left who could: a step of nothing has no version after it."""
         if not self._held and not self._missing():
-            self._begin_step()
+            self.reset()
 
     def _missing(self) -> list[str]:
         """List whom the open step lacks."""

@@ -19,7 +19,7 @@ def through_a_file(books: Books) -> Books:
 
 
 def test_decisions_in_order_move_the_last_decided_number_and_its_cursor() -> None:
-    book = MemberBook("w")
+    book = MemberBook("w", accepted=2)
 
     book.note(1, "applied", "one")
     book.note(2, "superseded", None)
@@ -29,7 +29,7 @@ def test_decisions_in_order_move_the_last_decided_number_and_its_cursor() -> Non
 
 
 def test_a_decision_ahead_of_its_turn_waits_for_those_before_it() -> None:
-    book = MemberBook("w", decided=3)
+    book = MemberBook("w", accepted=5, decided=3)
 
     book.note(5, "refused", "five")
     assert (book.decided, book.decided_cursor, list(book.ahead)) == (3, None, [5])
@@ -40,12 +40,21 @@ def test_a_decision_ahead_of_its_turn_waits_for_those_before_it() -> None:
 
 @given(st.permutations(range(1, 9)))
 def test_whatever_their_order_decisions_end_at_the_last_number_and_its_cursor(order: list[int]) -> None:
-    book = MemberBook("w")
+    book = MemberBook("w", accepted=8)
 
     for number in order:
         book.note(number, "applied", f"c{number}")
 
     assert (book.decided, book.decided_cursor, book.ahead, book.counts["applied"]) == (8, "c8", {}, 8)
+
+
+def test_a_decision_on_what_has_to_be_accepted_anew_waits_for_that() -> None:
+    """Without a journal of gradients a restart knows what was decided ahead, and not what it was ahead of."""
+    book = MemberBook("w", accepted=3, decided=3)
+
+    book.note(4, "superseded", None)
+
+    assert (book.decided, list(book.ahead)) == (3, [4])
 
 
 def test_books_come_back_from_a_file_as_they_were() -> None:

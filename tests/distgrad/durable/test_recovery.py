@@ -27,7 +27,6 @@ from support.player import LAYOUT, Player, payload_of
 from support.sim_disk import SimDisk
 
 FOLDER = "data"
-BEGAN: dict[str, Any] = {"executor": "numpy", "distgrad": "0.1", "settings": {}, "running": True}
 
 
 class Life:
@@ -38,7 +37,7 @@ class Life:
         self.folder = DataFolder(self.disk, FOLDER)
         self.journal = resume(self.disk, FOLDER, next_sequence=1, segment_bytes=4096, salt=3)
         self.player = Player(rule=Adam(lr=0.5), layout=None, journal=self.journal)
-        self.player.record("began", incarnation="one", **BEGAN)
+        self.player.began("one")
         rule = ["adam", Adam(lr=0.5).settings()]
         self.player.record("configured", mode="descent", rule=rule, policy=["async", {}], weighing={})
         set_keys = {"layout": LAYOUT.to_frame(), "generation": 0, "version": 0}

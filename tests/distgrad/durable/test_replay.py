@@ -173,13 +173,12 @@ def test_parameters_taken_away_keep_the_version() -> None:
 
 def test_a_beginning_notes_what_the_former_broker_had_reached() -> None:
     player = Player()
-    began = {"executor": "numpy", "distgrad": "0.1", "settings": {"mode": "descent"}, "running": True}
-    player.record("began", incarnation="one", **began)
+    player.began("one")
     player.session()
     player.gradient(1)
     player.apply(("w", 1))
 
-    player.record("began", incarnation="two", **{**began, "running": False, "executor": "numba"})
+    player.began("two", running=False, executor="numba", settings={"mode": "descent"})
 
     books = player.books
     assert (books.incarnation, books.is_running, books.settings) == ("two", False, {"mode": "descent"})

@@ -38,7 +38,7 @@ def worker(connection: Connection, address: str, size: int) -> None:
 
 
 def disk(connection: Connection, folder: str, size: int) -> None:
-    gradient = memoryview(np.full(size, 1e-3, DTYPE)).cast("B")
+    gradient = np.full(size, 1e-3, DTYPE).data.cast("B")
     path = Path(folder) / "floor"
 
     def run(count: int) -> None:

@@ -86,13 +86,15 @@ def books_of(state: CoreState) -> Books:
         Values of their own.
     """
     data = state.settings.data
+    untold = _untold_refusals(state)
     return Books(
         incarnation=state.incarnation,
         generation=state.generation,
         is_running=state.is_running,
         is_destroyed=state.is_destroyed,
         lineage=state.lineage,
-        members={member.worker: _book(state, member) for member in state.members},
+        repeatable=list(state.repeatable),
+        members={member.worker: _book(state, member, untold.get(member, [])) for member in state.members},
         durability=state.durability,
         outcomes=Counter(state.outcomes),
         refused=Counter(state.refused),
@@ -135,7 +137,8 @@ def restore(state: CoreState, recovered: Recovered, now: float) -> None:
     for member in state.members:
         member.committed = member.queued_bytes
     state.policy.recall(books.policy_memory)
-    state.repeats_history = state.policy.is_repeatable
+    if state.policy.is_repeatable:
+        state.repeatable = [*books.repeatable, books.incarnation]
     situation = state.situation(now)
     for worker in sorted(state.members.live_ids):
         state.policy.joined(worker, situation)
@@ -155,11 +158,10 @@ def _named(policy: Policy) -> tuple[str, dict[str, Any]]:
     return policy.name, policy.settings()
 
 
-def _book(state: CoreState, member: Member) -> MemberBook:
+def _book(state: CoreState, member: Member, untold: list[list[Any]]) -> MemberBook:
     session = parse_session(member.session) or member.origin or ("", 0)
     # Without a journal what is queued here is not kept: its worker sends it again.
     keeps_queue = state.durability == JOURNAL
-    untold = [[number, *refusal_values(refusal)] for number, refusal in _untold_refusals(state, member)]
     return MemberBook(
         worker=member.worker,
         user=member.user,
@@ -174,7 +176,7 @@ def _book(state: CoreState, member: Member) -> MemberBook:
         ahead={number: (outcome, cursor) for number, (_, outcome, _, cursor) in member.ahead.items()},
         cursor=member.cursor if keeps_queue else member.decided_cursor,
         decided_cursor=member.decided_cursor,
-        refusals=[*(list(refusal) for refusal in member.refusals), *untold],
+        refusals=[*map(list, member.refusals), *untold],
         counts=Counter(
             applied=member.applied,
             superseded=member.superseded,
@@ -186,12 +188,19 @@ def _book(state: CoreState, member: Member) -> MemberBook:
     )
 
 
-def _untold_refusals(state: CoreState, member: Member) -> list[tuple[int, GradientRefused]]:
-    """List what was refused and is not told yet: the disk does not have it, or an earlier number is held."""
-    own = [refusal for _, other, _, refusal in state.unsettled if other is member]
-    untold = [(member.settled + 1 + place, refusal) for place, refusal in enumerate(own)]
-    untold += [(number, refusal) for number, (_, _, refusal, _) in member.ahead.items()]
-    return [(number, refusal) for number, refusal in untold if refusal is not None]
+def _untold_refusals(state: CoreState) -> dict[Member, list[list[Any]]]:
+    """List by member what was refused and is not told yet: the disk does not have it, or an earlier number is held."""
+    untold: dict[Member, list[list[Any]]] = {}
+    numbers: dict[Member, int] = {}
+    for _, member, _, refusal in state.unsettled:
+        numbers[member] = number = numbers.get(member, member.settled) + 1
+        if refusal is not None:
+            untold.setdefault(member, []).append([number, *refusal_values(refusal)])
+    for member in state.members:
+        for number, (_, _, refusal, _) in member.ahead.items():
+            if refusal is not None:
+                untold.setdefault(member, []).append([number, *refusal_values(refusal)])
+    return untold
 
 
 def _refusal(told: tuple[Any, ...] | None) -> GradientRefused | None:

@@ -22,6 +22,7 @@ from distgrad_broker import settling
 from distgrad_broker.bookkeeping import books_of
 from distgrad_broker.core_settings import CHECKPOINT
 from distgrad_broker.state import CoreState
+from distgrad_broker.waiting import Waiter
 
 # After one that could not be written, the next is tried this much later.
 RETRY_S = 1.0
@@ -41,19 +42,30 @@ def want(state: CoreState, *, is_urgent: bool) -> None:
         state.checkpoints.is_wanted = True
 
 
-def when_written(state: CoreState, call: Callable[[str | None], None]) -> None:
-    """Have something done when a checkpoint of what is there now has ended.
+def when_written(state: CoreState, waiter: Waiter, call: Callable[[str | None], None], now: float) -> None:
+    """Have a request answered when a checkpoint of what is there now has ended.
 
     Parameters
     ----------
     state : CoreState
         The core's memory.
+    waiter : Waiter
+        Who waits; told after a few seconds that the disk does not take it.
     call : callable
         Called with the error, or None.
+    now : float
+        Seconds on the shell's clock.
     """
     checkpoints = state.checkpoints
     checkpoints.is_wanted = True
-    checkpoints.waiting.append((checkpoints.last + 1, call))
+    waiting = (checkpoints.last + 1, call)
+    checkpoints.waiting.append(waiting)
+
+    def give_up() -> None:
+        if waiting in checkpoints.waiting:
+            checkpoints.waiting.remove(waiting)
+
+    state.limit_disk_wait(waiter, give_up, now=now)
 
 
 def look(state: CoreState, now: float) -> None:
@@ -121,6 +133,7 @@ def end(state: CoreState, event: CheckpointEnded, now: float) -> None:
         checkpoints.token = None
     if event.error is None:
         checkpoints.path, checkpoints.written_version = event.path, checkpoints.version
+        checkpoints.written_at, checkpoints.error = now, None
         state.log(
             logging.INFO,
             "checkpoint written",
@@ -132,6 +145,7 @@ def end(state: CoreState, event: CheckpointEnded, now: float) -> None:
             settling.settle_durable(state, event.ticket)
     else:
         checkpoints.retry_at = now + RETRY_S
+        checkpoints.error = event.error
         checkpoints.is_wanted = True
         state.log(logging.ERROR, "checkpoint failed", path=event.path, error=event.error)
     due = [call for ticket, call in checkpoints.waiting if ticket <= event.ticket]

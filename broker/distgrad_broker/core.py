@@ -130,8 +130,12 @@ class Core:
         list of Record
             In order; none without a journal.
         """
-        records = self.state.records
-        return [] if records is None else records.take()
+        state, records = self.state, self.state.records
+        if records is None:
+            return []
+        if not state.applies_at_once:
+            records.remember(state.policy.memory())
+        return records.take()
 
     @property
     def is_known(self) -> bool:

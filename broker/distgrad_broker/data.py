@@ -179,7 +179,9 @@ def _settle_settings(
     weighing = config.weighing()
     if "weighing" not in changed and books.weighing:
         weighing = Weighing(**books.weighing)
-    if "policy" not in changed and books.policy is not None:
+    if "policy" in changed:
+        books.policy_memory = {}
+    elif books.policy is not None:
         name, settings = books.policy
         if [name, settings] != started_with["policy"]:
             policy = policies.build(name, {key: value for key, value in settings.items() if value is not None})

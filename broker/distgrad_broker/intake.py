@@ -49,10 +49,13 @@ def accept(state: CoreState, gradient: Gradient, now: float) -> None:
         state.dropped["closing"] += 1
         return
     if number != member.accepted + 1:
+        if member.is_early:
+            state.dropped["early"] += 1  # as the one before it
+            return
         _miss(state, member, "gap", now)
         return
-    if state.repeats_history and _is_early(state, gradient):
-        member.is_early = True
+    member.is_early = bool(state.repeatable) and _is_early(state, gradient)
+    if member.is_early:
         member.dropped += 1
         state.dropped["early"] += 1
         return
@@ -87,7 +90,7 @@ def _is_early(state: CoreState, gradient: Gradient) -> bool:
         base is not None
         and base.generation == state.generation
         and base.version > state.versions.version
-        and state.lineage.rank(base.incarnation) >= 0
+        and base.incarnation in state.repeatable
     )
 
 

@@ -141,7 +141,7 @@ def _clear(state: CoreState, request: RequestReceived, waiter: Waiter, now: floa
     state.log(logging.INFO, "queue cleared", cleared=cleared)
     if cleared and state.durability == CHECKPOINT:
         # Nothing else tells a broker that comes after this one that they must not count.
-        checkpoints.when_written(state, lambda error: _end_clear(state, waiter, cleared, error))
+        checkpoints.when_written(state, waiter, lambda error: _end_clear(state, waiter, cleared, error), now)
         return
     state.answer_when_durable(waiter, {"cleared": cleared}, now=now)
 
@@ -151,6 +151,13 @@ def _end_clear(state: CoreState, waiter: Waiter, cleared: int, error: str | None
         state.answer(waiter, {"cleared": cleared})
     else:
         state.fail(waiter, RequestError("failed", f"{cleared} gradients were cleared, but it is not on disk: {error}"))
+
+
+def _end_destroy(state: CoreState, waiter: Waiter, error: str | None) -> None:
+    if error is None:
+        state.answer(waiter, {})
+    else:
+        state.fail(waiter, RequestError("failed", f"destroyed, but the data folder does not know: {error}"))
 
 
 def _configure(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
@@ -204,7 +211,11 @@ def _destroy(state: CoreState, request: RequestReceived, waiter: Waiter, now: fl
     _tell_everybody(state, now)
     if state.records is not None:
         state.records.add("destroyed", generation=state.generation)
-    state.answer_when_durable(waiter, {}, now=now)
+    if state.records is None and state.settings.data is not None:
+        # Nothing else tells a broker that comes after this one.
+        checkpoints.when_written(state, waiter, lambda error: _end_destroy(state, waiter, error), now)
+    else:
+        state.answer_when_durable(waiter, {}, now=now)
     state.effects.append(Shutdown(DESTROY_LINGER_S))
 
 

@@ -72,14 +72,14 @@ def _disk(state: CoreState, now: float) -> dict[str, Any] | None:
         return None
     checkpoints, records = state.checkpoints, state.records
     return {
-        "trouble": state.disk_trouble,
+        "trouble": state.trouble,
         "unsettled": len(state.unsettled),
         "records": None if records is None else records.sequence,
         "durable": None if records is None else records.durable,
         "journal_bytes": 0 if records is None else records.bytes - checkpoints.bytes,
         "checkpoint": checkpoints.path,
         "checkpoint_version": checkpoints.written_version,
-        "checkpoint_age_s": None if checkpoints.path is None else round(now - checkpoints.ended_at, 3),
+        "checkpoint_age_s": None if checkpoints.path is None else round(now - checkpoints.written_at, 3),
         "checkpoint_under_way": checkpoints.is_under_way,
     }
 

@@ -39,7 +39,7 @@ def save(state: CoreState, request: RequestReceived, waiter: Waiter, now: float)
     if state.settings.data is not None:
         checkpoints.want(state, is_urgent=True)
     if state.settings.save_path is None:
-        checkpoints.when_written(state, lambda error: _end_checkpoint(state, waiter, error))
+        checkpoints.when_written(state, waiter, lambda error: _end_checkpoint(state, waiter, error), now)
         return
     if state.saves:
         raise RequestError("failed", "another save is under way; try again when it has ended")

@@ -241,8 +241,8 @@ def end_repetition(state: CoreState) -> None:
     state : CoreState
         The core's memory.
     """
-    if state.repeats_history:
-        state.repeats_history = False
+    if state.repeatable:
+        state.repeatable = []
         ask_for_early(state)
 
 

@@ -42,8 +42,10 @@ class Checkpoints:
         What the last one begun covers.
     begun_at, ended_at, retry_at : float
         Seconds on the shell's clock.
-    path, written_version : str and int, or None
-        The last one that was written whole.
+    path, written_version, written_at : str, int, float
+        The last one that was written whole; None, None and 0 if there is none.
+    error : str or None
+        Why the last one could not be written.
     waiting : list
         Who waits for one: ticket, and what is then called with the error or None.
     """
@@ -57,6 +59,8 @@ class Checkpoints:
         self.begun_at = self.ended_at = self.retry_at = 0.0
         self.path: str | None = None
         self.written_version: int | None = None
+        self.written_at = 0.0
+        self.error: str | None = None
         self.waiting: list[tuple[int, Callable[[str | None], None]]] = []
 
 
@@ -93,8 +97,8 @@ class CoreState:
         self.members = Members(settings.incarnation, settings.max_workers, settings.lease_s)
         self.grants = Grants(settings.queue_bytes or DEFAULT_QUEUE_BYTES)
         self.lineage = Lineage()
-        # Whether the versions that a crash took back come again, to the bit (see `Policy.is_repeatable`).
-        self.repeats_history = False
+        # Incarnations of which versions that a crash took back come again, to the bit (see `Policy.is_repeatable`).
+        self.repeatable: list[str] = []
         data = settings.data
         self.durability = NONE if data is None else data.durability
         self.records: Records | None = None
@@ -330,14 +334,36 @@ class CoreState:
         if self.records is None:
             self.answer(waiter, fields, frames)
             return
-        self.records.when_durable(lambda: self.answer(waiter, fields, frames))
+        records = self.records
+        wait = records.when_durable(lambda: self.answer(waiter, fields, frames))
+        self.limit_disk_wait(waiter, lambda: records.forget(wait), now=now)
+
+    def limit_disk_wait(self, waiter: Waiter, give_up: Callable[[], None], *, now: float) -> None:
+        """Let a request wait for the disk, for `MAX_DISK_WAIT_S` at the most.
+
+        Parameters
+        ----------
+        waiter : Waiter
+            Who waits, if it has no reply yet.
+        give_up : callable
+            Called when it is told that the disk does not take it.
+        now : float
+            Seconds on the shell's clock.
+        """
+
+        def tell(late: Waiter, _: float) -> None:
+            give_up()
+            reason = self.trouble or "the disk is slow"
+            self.fail(late, RequestError("failed", f"it was done, but is not on the disk yet: {reason}"))
+
         if not waiter.is_done:
             waiter.deadline = now + MAX_DISK_WAIT_S
-            self.deadlines.wait(waiter, self._tell_of_disk)
+            self.deadlines.wait(waiter, tell)
 
-    def _tell_of_disk(self, waiter: Waiter, _: float) -> None:
-        reason = self.disk_trouble or "the disk is slow"
-        self.fail(waiter, RequestError("failed", f"it was done, but is not on the disk yet: {reason}"))
+    @property
+    def trouble(self) -> str | None:
+        """What keeps the disk from taking what is to be settled; None if nothing does."""
+        return self.disk_trouble or self.checkpoints.error
 
     def fail(self, waiter: Waiter, error: RequestError) -> None:
         """Give a waiting request an error, once.

@@ -104,7 +104,7 @@ def _judge(state: CoreState, gradient: Gradient, member: Member, now: float) -> 
             if staleness < 0:
                 _refuse_future(state, gradient, member, base.version)
                 return
-        elif state.lineage.survives(base) or (state.repeats_history and state.lineage.rank(base.incarnation) >= 0):
+        elif state.lineage.survives(base) or base.incarnation in state.repeatable:
             # It has survived, or was taken back by a crash and has come again by now (`intake` waits for that).
             staleness = state.versions.version - base.version
     if state.applies_at_once:
@@ -122,8 +122,6 @@ def _judge(state: CoreState, gradient: Gradient, member: Member, now: float) -> 
             settle(state, gradient, member, "superseded")
         else:
             settle(state, gradient, member, "refused", GradientRefused(decision.reason, decision.message))
-        if state.records is not None:
-            state.records.remember(state.policy.memory())
     if state.pulls:
         pulls.answer_all(state, now)
 
@@ -186,7 +184,7 @@ def _apply_step(state: CoreState, step: Sequence[Offered], now: float) -> None:
         if trouble is None:
             _count(gradient, member)
         settle(state, gradient, member, outcome, trouble)
-    if state.repeats_history:
+    if state.repeatable:
         ask_for_early(state)
     if state.pulls:
         pulls.answer_all(state, now)

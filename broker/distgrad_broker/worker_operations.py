@@ -101,7 +101,9 @@ def hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
     frames = [] if layout is None else [layout.to_frame()]
     if state.durability == CHECKPOINT and previous != member.session and member.settled < member.accepted:
         # Its predecessor's gradients: what it is told of them must not be taken back.
-        checkpoints.when_written(state, lambda error: _end_hello(state, waiter, fields, frames, error, now))
+        checkpoints.when_written(
+            state, waiter, lambda error: _end_hello(state, waiter, fields, frames, error, now), now
+        )
         return
     state.answer_when_durable(waiter, fields, frames, now=now)
 
@@ -221,7 +223,7 @@ def leave(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
     membership.went(state, member, now, left=True)
     state.log(logging.INFO, "worker left", worker=member.worker, settled=member.settled)
     if state.records is not None:
-        state.records.add("left", worker=member.worker, memory=state.policy.memory())
+        state.records.add("left", worker=member.worker)
     state.answer_when_durable(waiter, {}, now=now)
 
 

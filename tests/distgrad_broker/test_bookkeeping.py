@@ -556,7 +556,7 @@ def test_parameters_replaced_after_a_restart_are_none_either_after_one_more() ->
 
 
 def early_kit() -> tuple[DurableKit, DurableKit]:
-    """A fixed set whose third step was shown and taken back: the broker before the crash, and the one after it."""
+    """Crash a broker whose third step was shown and is not on the disk; give it, and the one after it."""
     kit = stepped(2)
     step(kit, 3)
     assert kit.state.name == State("one", 0, 3)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from distgrad.durable.books import LEFT, LIVE, SILENT
-from distgrad_broker.members import PAST_NONCES, Members, parse_session
+from distgrad.durable.books import LEFT, LIVE, SILENT, Lineage
+from distgrad.wire import State
+from distgrad_broker.members import PAST_NONCES, Member, Members, parse_session
 from distgrad_broker.requests import RequestError
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
@@ -165,3 +166,104 @@ def test_a_description_has_means_and_never_a_negative_age() -> None:
     told = member.describe(9.0)
 
     assert (told["staleness_mean"], told["last_seen_s"], told["user"]) == (1.5, 0.0, "alice")
+
+
+# With brokers before this one that are known
+
+
+def recovered(origin: tuple[str, int] | None = ("one", 5), *, nonce: bytes = b"") -> Members:
+    """Make a table of the third broker, with a member that the first one knew."""
+    table = Members("three", 8, 30.0)
+    table.lineage = Lineage([State("one", 0, 10), State("two", 0, 20)])
+    member = Member("w", None, False)
+    member.origin, member.nonce = origin, nonce
+    table.add(member)
+    return table
+
+
+@pytest.mark.parametrize(
+    ("stored", "presented", "is_fenced"),
+    [
+        (("one", 5), "one:5", False),  # the newest
+        (("one", 5), "one:4", True),
+        (("one", 5), "one:6", False),
+        (("two", 1), "one:9", True),  # however high it counted
+        (("two", 1), "two:1", False),
+        (("one", 9), "two:1", False),  # issued, and lost with a crash
+        (("one", 5), None, False),  # a new process
+    ],
+)
+def test_a_session_of_any_earlier_broker_is_fenced_if_it_is_older_than_the_stored_one(
+    stored: tuple[str, int], presented: str | None, is_fenced: bool
+) -> None:
+    table = recovered(stored)
+
+    if is_fenced:
+        with pytest.raises(RequestError, match="newer process"):
+            table.greet("w", A, presented, None, False)
+    else:
+        member, is_new = table.greet("w", A, presented, None, False)
+        assert (member.session, is_new) == ("three:1", False)
+
+
+def test_who_came_in_is_the_one_that_others_are_compared_with() -> None:
+    table = recovered(("one", 5))
+    table.greet("w", A, "one:5", None, False)
+    with pytest.raises(RequestError):
+        table.greet("w", B, "one:4", None, False)
+
+    table.greet("w", C, "two:1", None, False)
+
+    with pytest.raises(RequestError):
+        table.greet("w", A, "one:5", None, False)
+
+
+def test_a_process_that_an_earlier_broker_knew_keeps_its_refusals_and_its_place() -> None:
+    table = recovered(("two", 7), nonce=A)
+    member = table.get("w")
+    assert member is not None
+    member.refusals.append((3, "not_finite", None, "nan"))
+
+    table.greet("w", A, None, None, False)  # it never heard of its last session
+
+    assert member.session == "three:1"
+    assert [refusal[0] for refusal in member.refusals] == [3]
+    with pytest.raises(RequestError):
+        table.greet("w", B, "two:6", None, False)
+
+
+def test_a_process_that_an_earlier_broker_knew_is_superseded_by_a_new_one_for_good() -> None:
+    table = recovered(("two", 7), nonce=A)
+    member = table.get("w")
+    assert member is not None
+    member.refusals.append((3, "not_finite", None, "nan"))
+
+    table.greet("w", B, None, None, False)
+
+    assert list(member.refusals) == []
+    for session in (None, "two:7"):
+        with pytest.raises(RequestError, match="newer process"):
+            table.greet("w", A, session, None, False)
+
+
+def test_a_member_put_back_counts_as_live_if_it_was() -> None:
+    table = recovered()
+    assert table.live_ids == {"w"}
+    silent = Member("x", None, False)
+    silent.state = SILENT
+
+    table.add(silent)
+
+    assert table.live_ids == {"w"}
+    assert len(table) == 2
+
+
+def test_a_goodbye_keeps_the_process_out_and_a_new_one_gets_in() -> None:
+    table = recovered(("two", 7))
+    member, _ = table.greet("w", A, "two:7", None, False)
+
+    table.leave(member)
+
+    with pytest.raises(RequestError, match="newer process"):
+        table.greet("w", A, None, None, False)
+    assert table.greet("w", B, None, None, False)[0].session == "three:2"

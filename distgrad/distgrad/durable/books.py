@@ -181,6 +181,8 @@ class Books:
         When its gradients were settled: ``journal``, ``checkpoint`` or ``none``.
     lineage : Lineage
         The brokers before that one.
+    repeatable : list of str
+        Incarnations of which versions that a crash took back come again: nothing else happened since.
     members : dict of str to MemberBook
         By worker id.
     outcomes, refused : Counter of str
@@ -201,6 +203,7 @@ class Books:
     is_destroyed: bool = False
     durability: str = "journal"
     lineage: Lineage = dataclasses.field(default_factory=Lineage)
+    repeatable: list[str] = dataclasses.field(default_factory=list)
     members: dict[str, MemberBook] = dataclasses.field(default_factory=dict)
     outcomes: Counter[str] = dataclasses.field(default_factory=Counter)
     refused: Counter[str] = dataclasses.field(default_factory=Counter)

@@ -57,10 +57,10 @@ class Records:
         self._records: list[Record] = []
         self._decisions: list[Any] = []
         self._version = 0
-        self._memory: dict[str, Any] | None = None
-        self._last_memory: dict[str, Any] = {}
-        # Who waits for the disk, in order: sequence, and what is then called.
-        self._waiting: list[tuple[int, Callable[[], None]]] = []
+        self._memory: dict[str, Any] = {}
+        # Who waits for the disk, in order: sequence, and what is then called; by a number of its own.
+        self._waiting: dict[int, tuple[int, Callable[[], None]]] = {}
+        self._waits = 0
 
     @property
     def sequence(self) -> int:
@@ -102,15 +102,16 @@ class Records:
         self._decisions.append(decision)
 
     def remember(self, memory: dict[str, Any]) -> None:
-        """Note what the policy must not forget, with the decisions that are being gathered.
+        """Note what the policy must not forget, if it is not what was noted last.
 
         Parameters
         ----------
         memory : dict
             As `Policy.memory` gives it.
         """
-        if self._decisions and memory != self._last_memory:
-            self._memory = self._last_memory = memory
+        if memory != self._memory:
+            self._memory = memory
+            self.add("remembered", memory=memory)
 
     def add(self, kind: str, payload: Sequence[Any] = (), **keys: Any) -> int:
         """Note that something else happened.
@@ -150,18 +151,35 @@ class Records:
         records, self._records = self._records, []
         return records
 
-    def when_durable(self, call: Callable[[], None]) -> None:
+    def when_durable(self, call: Callable[[], None]) -> int:
         """Have something done when all that was noted so far is on the disk; at once if it is.
 
         Parameters
         ----------
         call : callable
             What to do.
+
+        Returns
+        -------
+        int
+            For `forget`.
         """
+        self._waits += 1
         if self.durable >= self.sequence:
             call()
         else:
-            self._waiting.append((self.sequence, call))
+            self._waiting[self._waits] = (self.sequence, call)
+        return self._waits
+
+    def forget(self, wait: int) -> None:
+        """Do not wait any more.
+
+        Parameters
+        ----------
+        wait : int
+            As `when_durable` gave it.
+        """
+        self._waiting.pop(wait, None)
 
     def written(self, sequence: int) -> None:
         """Take note that everything up to a record is on the disk.
@@ -172,15 +190,15 @@ class Records:
             The record's.
         """
         self.durable = max(self.durable, sequence)
-        while self._waiting and self._waiting[0][0] <= self.durable:
-            self._waiting.pop(0)[1]()
+        while self._waiting:
+            wait = next(iter(self._waiting))
+            if self._waiting[wait][0] > self.durable:
+                return
+            self._waiting.pop(wait)[1]()
 
     def _close_decisions(self) -> None:
         decisions, self._decisions = self._decisions, []
-        keys: dict[str, Any] = {"version": self._version, "decisions": decisions}
-        if self._memory is not None:
-            keys["memory"], self._memory = self._memory, None
-        header = msgpack.packb(["decided", keys])
+        header = msgpack.packb(["decided", {"version": self._version, "decisions": decisions}])
         self._sequence += 1
         self.bytes += len(header)
         self._records.append(Record(header))

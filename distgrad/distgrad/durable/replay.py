@@ -5,7 +5,8 @@ A record's header is a gradient's own from the wire, a map, or ``[kind, map]``:
 | kind | tells |
 |---|---|
 | ``gradient`` | a gradient was accepted; the header is its own from the wire, the payload its parts |
-| ``decided`` | what became of gradients, in the order of application; what the policy must remember |
+| ``decided`` | what became of gradients, in the order of application |
+| ``remembered`` | what the policy must remember from now on |
 | ``began`` | a broker began: incarnation, what it recovered, what it was started with |
 | ``session`` | a process got the session of a worker id |
 | ``silent``, ``back``, ``left`` | leases ended, or were renewed after that; a worker said goodbye |
@@ -80,6 +81,7 @@ class Replay:
             "silent": self._silent,
             "back": self._back,
             "left": self._left,
+            "remembered": self._remembered,
             "set": self._set,
             "absent": self._absent,
             "configured": self._configured,
@@ -169,11 +171,12 @@ class Replay:
                     f"gradient {number} of {worker!r} was {OUTCOMES[outcome]}, but is not in the journal"
                 )
             self._note(gradient, OUTCOMES[outcome])
+            if outcome == CLEARED:
+                books.repeatable = []
             if outcome == REFUSED:
                 reason, leaf, text = refusal
                 books.refused[reason] += 1
                 self._member(worker).refusals = [*self._member(worker).refusals, [number, reason, leaf, text]][-64:]
-        books.policy_memory = message.get("memory", books.policy_memory)
 
     def _apply(self, step: Sequence[Sequence[Any]], weights: Sequence[float] | None) -> None:
         holder = self.holder
@@ -208,6 +211,7 @@ class Replay:
         books = self.books
         if books.incarnation:
             books.lineage = books.lineage.after(State(books.incarnation, books.generation, self.holder.version))
+            books.repeatable = [*books.repeatable, books.incarnation]
         books.incarnation = message["incarnation"]
         books.settings = message["settings"]
         books.is_running = message["running"]
@@ -241,27 +245,36 @@ class Replay:
         member.nonce = b""
         if member.generated:
             del self.books.members[member.worker]
-        self.books.policy_memory = message.get("memory", self.books.policy_memory)
+
+    def _remembered(self, message: Mapping[str, Any], payload: memoryview) -> None:
+        self.books.policy_memory = message["memory"]
 
     def _set(self, message: Mapping[str, Any], payload: memoryview) -> None:
         layout = Layout.from_frame(message["layout"])
         arenas = [lasting_empty(arena.size, arena.dtype) for arena in layout.arenas]
         fill(layout, _cut(layout, payload), arenas)
         self.holder.set_arenas(layout, arenas)
+        self.books.repeatable = []
         self.books.generation = message["generation"]
 
     def _absent(self, message: Mapping[str, Any], payload: memoryview) -> None:
         self.holder.clear()
+        self.books.repeatable = []
         self.books.generation = message["generation"]
 
     def _configured(self, message: Mapping[str, Any], payload: memoryview) -> None:
-        self.holder.set_mode(message["mode"])
-        rule = rule_named(message["rule"], self.holder.rule)
-        if rule != self.holder.rule:
-            self.holder.replace_rule(rule)
+        holder, books = self.holder, self.books
+        rule = rule_named(message["rule"], holder.rule)
         name, settings = message["policy"]
-        self.books.policy = name, settings
-        self.books.weighing = message["weighing"]
+        # A broker notes at its beginning too what is in force, which then mostly is what was in force before.
+        if (message["mode"], rule, message["weighing"]) != (holder.mode, holder.rule, books.weighing):
+            books.repeatable = []
+        holder.set_mode(message["mode"])
+        if rule != holder.rule:
+            holder.replace_rule(rule)
+        if (name, settings) != books.policy:
+            books.policy, books.policy_memory, books.repeatable = (name, settings), {}, []
+        books.weighing = message["weighing"]
 
     def _running(self, message: Mapping[str, Any], payload: memoryview) -> None:
         self.books.is_running = message["running"]

@@ -10,7 +10,7 @@ from typing import Any
 from distgrad import addresses, policies
 from distgrad.config import setting
 from distgrad.errors import ConfigError
-from distgrad.holder import checked_mode
+from distgrad.modes import checked_mode
 from distgrad.policies import SCALINGS, Policy, Weighing
 from distgrad.quantities import parse_bytes, parse_seconds
 from distgrad.rules import RULES, Rule, rule_from_settings

@@ -64,15 +64,33 @@ class Files(Protocol):
     """Who writes files, on a thread of its own; each method returns at once."""
 
     def save(self, job: SaveParameters) -> None:
-        """Write the parameters to their file; `SaveEnded` follows."""
+        """Write the parameters to their file; `SaveEnded` follows.
+
+        Parameters
+        ----------
+        job : SaveParameters
+            What to write.
+        """
         ...
 
     def checkpoint(self, job: WriteCheckpoint) -> None:
-        """Write a checkpoint; `CheckpointEnded` follows."""
+        """Write a checkpoint; `CheckpointEnded` follows.
+
+        Parameters
+        ----------
+        job : WriteCheckpoint
+            What to write.
+        """
         ...
 
     def write(self, records: Sequence[Record]) -> None:
-        """Write records to the journal; `RecordsWritten` follows."""
+        """Write records to the journal; `RecordsWritten` follows.
+
+        Parameters
+        ----------
+        records : sequence of Record
+            In order.
+        """
         ...
 
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from . import nests
 from .arrays import lasting_empty
-from .errors import ConfigError, InvalidMode, NoParameters
+from .errors import ConfigError, NoParameters
 from .executor import Executor
 from .layout import Layout
+from .modes import SIGNS, checked_mode
 from .nests import Nest
 from .reduction import Reduction
 from .rules import Rule, state_dtype
@@ -20,32 +21,6 @@ from .storage import Storage
 from .update import Plan, apply_parts, apply_single, cover, is_whole, make_plans, passes, refusal
 
 Array: TypeAlias = NDArray[Any]
-
-_SIGNS = {"descent": 1.0, "ascent": -1.0}
-
-
-def checked_mode(mode: object) -> str:
-    """Return a gradient change mode as it is written.
-
-    Parameters
-    ----------
-    mode : str
-        ``"descent"`` or ``"ascent"``, in any case.
-
-    Returns
-    -------
-    str
-        The mode in lower case.
-
-    Raises
-    ------
-    InvalidMode
-        If it is anything else.
-    """
-    lower = mode.lower() if isinstance(mode, str) else ""
-    if lower not in _SIGNS:
-        raise InvalidMode(mode)
-    return lower
 
 
 class ParameterHolder:
@@ -243,7 +218,7 @@ class ParameterHolder:
             raise ConfigError("spare is not another version of the current parameters: make one with new_spare()")
         rule = self.rule
         if rule is not None and rule.varies:
-            numbers = rule.numbers(_SIGNS[self.mode], self.steps + 1)
+            numbers = rule.numbers(SIGNS[self.mode], self.steps + 1)
             for plan in self._plans:
                 plan.numbers[:] = numbers
         single = self._single
@@ -396,7 +371,7 @@ class ParameterHolder:
         if self.layout is None or self.storage is None:
             return
         state = list(self.state.values())
-        plans = make_plans(self.storage, state, self.rule, _SIGNS[self.mode], self.steps + 1, self._executor)
+        plans = make_plans(self.storage, state, self.rule, SIGNS[self.mode], self.steps + 1, self._executor)
         self._plans = plans
         simple = len(plans) == 1 and not plans[0].split and self.storage.adopted is None
         self._single = plans[0] if simple else None

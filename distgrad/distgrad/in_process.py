@@ -11,9 +11,10 @@ from .call_guard import CallGuard
 from .errors import CheckpointError, ConfigError, GradientRefused, NoParameters, UpdaterFailed
 from .fair_lock import FairLock
 from .gradient_queue import GradientQueue, QueuedGradient, checked_cursor, copied
-from .holder import ParameterHolder, checked_mode
+from .holder import ParameterHolder
 from .layout import Layout
 from .local_keeper import LocalKeeper
+from .modes import checked_mode
 from .nests import Nest
 from .policies import Policy, Weighing
 from .queued_updates import apply_together, step_size
@@ -171,8 +172,7 @@ class DistributedGradients:
         with self._turn:
             if numbers:
                 self._holder.set_rule_numbers(**numbers)
-            if mode is not None:
-                self._holder.set_mode(mode)
+            self._holder.set_mode(mode or self._holder.mode)
             if self._keeper is not None:
                 self._keeper.configured()
 

@@ -386,3 +386,57 @@ def test_copies_are_the_callers_and_views_are_live_and_read_only() -> None:
 
 def test_an_executor_is_named() -> None:
     assert ParameterHolder(executor="numpy").executor == "numpy"
+
+
+def test_restored_state_makes_the_next_update_the_same() -> None:
+    first, second = (ParameterHolder(rule=Adam(lr=0.5), executor="numpy") for _ in range(2))
+    for holder in (first, second):
+        holder.set_nest(mixed())
+    for seed in (1, 2, 3):
+        first.apply(gradient_of(first, seed))
+    assert first.storage is not None
+    assert first.layout is not None
+    second.set_arenas(first.layout, [arena.copy() for arena in first.storage.arenas])
+
+    second.restore_state({slot: [array.copy() for array in arrays] for slot, arrays in first.state.items()}, 3)
+    second.version = 3
+    for holder in (first, second):
+        holder.apply(gradient_of(holder, 4))
+
+    assert bits(first) == bits(second)
+    assert second.steps == 4
+
+
+@pytest.mark.parametrize("fault", ["missing slot", "other slot", "size", "dtype", "arrays"])
+def test_state_that_does_not_fit_is_refused_and_nothing_changes(fault: str) -> None:
+    holder = ParameterHolder(rule=Adam(lr=0.5), executor="numpy")
+    holder.set_nest({"w": np.ones(4, np.float32)})
+    state = {slot: [array.copy() for array in arrays] for slot, arrays in holder.state.items()}
+    name = next(iter(state))
+    if fault == "missing slot":
+        del state[name]
+    elif fault == "other slot":
+        state["momentum"] = [np.zeros(4, np.float32)]
+    elif fault == "size":
+        state[name] = [np.zeros(5, np.float32)]
+    elif fault == "dtype":
+        state[name] = [np.zeros(4, np.float64)]
+    else:
+        state[name] = []
+    before = bits(holder)
+
+    with pytest.raises(ConfigError, match="state"):
+        holder.restore_state(state, 7)
+
+    assert (bits(holder), holder.steps) == (before, 0)
+
+
+def test_a_rule_without_state_has_none_to_restore() -> None:
+    holder = ParameterHolder(rule=SGD(lr=0.5), executor="numpy")
+    holder.set_nest({"w": np.ones(4, np.float32)})
+
+    holder.restore_state({}, 5)
+
+    assert holder.steps == 5
+    with pytest.raises(ConfigError):
+        holder.restore_state({"exp_avg": [np.zeros(4, np.float32)]}, 5)

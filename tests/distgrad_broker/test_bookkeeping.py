@@ -62,7 +62,7 @@ def kinds(kit: DurableKit) -> list[str]:
 def test_a_first_start_notes_who_began_by_what_it_decides_and_the_parameters() -> None:
     kit = DurableKit(optimizer="sgd", lr=0.5, policy="sync", workers=2)
 
-    began, configured, given = (msgpack.unpackb(record.header) for record in kit.core.take_records())
+    began, configured, given = (msgpack.unpackb(record.header) for record in kit.core.take_records()[:3])
 
     assert (began[0], began[1]["incarnation"], began[1]["running"], began[1]["executor"]) == (
         "began",
@@ -77,7 +77,7 @@ def test_a_first_start_notes_who_began_by_what_it_decides_and_the_parameters() -
 
 def test_the_parameters_that_are_noted_at_the_start_are_copies() -> None:
     kit = DurableKit()
-    *_, given = kit.core.take_records()
+    (given,) = [record for record in kit.core.take_records() if b"layout" in record.header]
     assert kit.holder.storage is not None
 
     kit.holder.storage.arenas[0][:] = 9.0
@@ -299,14 +299,14 @@ def test_a_destroyed_broker_comes_back_empty_running_and_with_its_workers_number
     assert again.crash("three").total == 8.0
 
 
-@pytest.mark.xfail(reason="with nothing but checkpoints destroy leaves the last one as it is", strict=True)
 def test_a_destroyed_broker_comes_back_empty_where_only_checkpoints_are_kept() -> None:
     kit = DurableKit(durability=NONE)
     kit.checkpoint()
-    kit.ask("destroy")
+    envelope = kit.send("destroy")
     kit.wait(0.0)
     kit.write()
 
+    assert kit.header(envelope)["ok"]
     assert kit.crash(layout=None, durability=NONE).holder.layout is None
 
 
@@ -368,7 +368,6 @@ def test_who_has_left_a_fixed_set_is_forgotten() -> None:
     assert kit.crash(**SYNC).state.policy.memory() == {"members": ["b"]}
 
 
-@pytest.mark.xfail(reason="memory is noted only with decisions on the gradient that is judged", strict=True)
 def test_the_members_of_a_step_that_time_has_closed_are_remembered() -> None:
     config: dict[str, Any] = {**SYNC, "quorum": 1, "grace": 0.5}
     kit = DurableKit(**config)
@@ -383,7 +382,6 @@ def test_the_members_of_a_step_that_time_has_closed_are_remembered() -> None:
     assert kit.crash(**config).state.policy.memory() == kit.state.policy.memory() == {"members": ["a"]}
 
 
-@pytest.mark.xfail(reason="memory is noted only with decisions on the gradient that is judged", strict=True)
 def test_a_member_whose_gradient_was_cleared_is_remembered() -> None:
     kit = DurableKit(**SYNC)
     kit.greet("a")
@@ -394,7 +392,6 @@ def test_a_member_whose_gradient_was_cleared_is_remembered() -> None:
     assert kit.crash(**SYNC).state.policy.memory() == kit.state.policy.memory() == {"members": ["a"]}
 
 
-@pytest.mark.xfail(reason="a new policy begins with the memory of the former one after a restart", strict=True)
 def test_a_policy_that_was_configured_anew_does_not_remember_the_former_ones_members() -> None:
     kit = stepped(1)
     kit.greet("c")
@@ -539,7 +536,6 @@ def test_parameters_replaced_after_a_restart_are_no_state_that_was_shown_before(
     assert again.state.outcomes["superseded"] == 1
 
 
-@pytest.mark.xfail(reason="after one more restart it is taken for a state that comes again", strict=True)
 def test_parameters_replaced_after_a_restart_are_none_either_after_one_more() -> None:
     kit = stepped(1)
     kit.send("set", frames_of(LAYOUT, 5.0))
@@ -586,7 +582,6 @@ def test_a_step_that_a_crash_took_back_comes_again_to_the_bit_and_what_was_compu
     assert [again.member(worker).settled for worker in ("a", "b")] == [4, 4]
 
 
-@pytest.mark.xfail(reason="what comes behind a gradient that is early is a gap, and asked for at once", strict=True)
 def test_a_gradient_of_a_step_that_has_not_come_again_makes_nobody_send_it_in_vain() -> None:
     """Its worker takes what it has to send five times for undeliverable, and ends."""
     kit, again = early_kit()
@@ -613,7 +608,6 @@ class Counting(deque[Any]):
             yield each
 
 
-@pytest.mark.xfail(reason="for each member all that is unsettled is gone through", strict=True)
 def test_the_books_of_many_workers_are_not_written_in_worker_times_gradient_steps() -> None:
     """The loop waits for it: 0.8 s for 256 workers and 100,000 unsettled gradients."""
     kit = DurableKit(durability=CHECKPOINT)

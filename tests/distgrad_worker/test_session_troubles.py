@@ -160,3 +160,64 @@ def test_a_layout_frame_that_cannot_be_read_changes_nothing() -> None:
     with pytest.raises(MalformedMessage):
         shell.session.on_hello({}, b"\xc1", 0.0)
     assert shell.session.phase == GREETING
+
+
+def test_a_broker_that_kept_everything_is_gone_on_with_in_silence() -> None:
+    shell = Shell(durability="journal")
+    shell.push(4)
+    shell.send()
+    shell.beat(accepted=3, settled=2)
+    shell.session.on_error(from_code("unknown_worker", "no"), "unknown_worker")
+
+    shell.hello(session="two:1", incarnation="two", accepted=3, settled=2, durability="journal")
+    shell.session.reopened()
+
+    assert (list(shell.session.problems), shell.session.ended) == ([], None)
+    assert shell.send() == [4]
+
+
+def test_a_broker_that_settles_what_is_on_its_disk_is_sent_as_much_as_it_grants() -> None:
+    durable, plain = Shell(durability="journal"), Shell(durability="none")
+
+    assert (durable.session.window.keeps_all, plain.session.window.keeps_all) == (True, False)
+    assert not Shell().session.window.keeps_all
+    durable.hello(durability="none")
+    assert not durable.session.window.keeps_all
+
+
+def test_history_that_a_durable_broker_says_is_lost_ends_the_session() -> None:
+    shell = Shell(durability="journal")
+    shell.session.on_error(from_code("unknown_worker", "no"), "unknown_worker")
+
+    shell.session.on_error(from_code("history_lost", "it was set aside"), "history_lost")
+
+    assert isinstance(shell.session.ended, HistoryLost)
+    assert "it was set aside" in str(shell.session.ended)
+
+
+def test_a_durable_broker_that_has_less_than_it_had_settled_ends_the_session() -> None:
+    shell = Shell(durability="journal")
+    shell.push(2)
+    shell.send()
+    shell.beat(accepted=2, settled=2)
+
+    shell.hello(session="two:1", incarnation="two", accepted=1, settled=1, durability="journal")
+
+    assert isinstance(shell.session.ended, HistoryLost)
+
+
+def test_a_gradient_that_waits_for_a_step_to_come_again_is_not_taken_for_lost() -> None:
+    """A broker that repeats steps which a crash took back asks for it when the one comes that it was computed on."""
+    shell = Shell(durability="journal")
+    shell.push(3)
+    shell.send()
+    for _ in range(20):
+        shell.now += 10.0
+        shell.beat(accepted=1, early=True)
+    assert (shell.session.ended, shell.session.attempt) == (None, 1)
+
+    shell.beat(accepted=1, early=False, resend=True)
+    shell.session.reopened()
+    shell.beat(accepted=1)
+
+    assert shell.send() == [2, 3]

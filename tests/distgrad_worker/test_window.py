@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from distgrad.wire import MIN_CHARGE_BYTES
 from distgrad_worker.headers import Header
-from distgrad_worker.window import Window
+from distgrad_worker.window import DEFAULT_LIMIT_BYTES, Window
 
 UNLIMITED = 1 << 40
 
@@ -166,3 +166,24 @@ def test_bytes_are_those_of_the_entries_whatever_happens(inherited: int, steps: 
         unsent = [entry.charge for entry in made._entries if entry.number > made.sent]
         assert made.unsent_charge == (unsent[0] if unsent else 0)
         assert [entry.number for entry in made._entries] == list(range(made.last - len(made) + 1, made.last + 1))
+
+
+def test_what_waits_for_the_brokers_disk_is_kept_as_long_as_the_grant_allows() -> None:
+    made = Window(None)
+    made.add(header(1), {}, [b"payload"], DEFAULT_LIMIT_BYTES)
+    assert not made.has_room(1024, UNLIMITED)
+
+    made.keeps_all = True
+
+    assert made.has_room(1024, UNLIMITED)
+    assert made.has_room(1024, DEFAULT_LIMIT_BYTES + 1024)
+    assert not made.has_room(1025, DEFAULT_LIMIT_BYTES + 1024), "and not beyond it"
+
+
+def test_a_limit_that_the_user_named_holds_whatever_the_broker_does_with_its_disk() -> None:
+    made = window(1024, limit_bytes=2048)
+
+    made.keeps_all = True
+
+    assert made.has_room(1024, UNLIMITED)
+    assert not made.has_room(1025, UNLIMITED)

@@ -73,8 +73,8 @@ class Player:
         self.record("began", incarnation=incarnation, **{**told, **keys})
 
     def session(self, worker: str = "w", **keys: Any) -> None:
-        told = {"user": None, "generated": False, "incarnation": "one", "counter": 1, "nonce": b"a" * 16, "nonces": []}
-        self.record("session", worker=worker, **{**told, **keys})
+        told: dict[str, Any] = {"user": None, "generated": False, "incarnation": "one", "counter": 1}
+        self.record("session", worker=worker, **{**told, "nonce": b"a" * 16, "nonces": [], **keys})
 
     def gradient(self, number: int, worker: str = "w", *, value: float = 1.0, **keys: Any) -> None:
         self._execute(gradient_header(worker, number, **keys), payload_of(LAYOUT, value))

@@ -5,6 +5,9 @@ The session asks; nothing here sends, and time is passed in.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from distgrad.errors import BrokerRestarted, DeliveryFailed, HistoryLost
 
 # No progress for this long, plus the time that the bytes in flight take at a slow link's pace, doubled with each
@@ -90,6 +93,22 @@ class Progress:
             f"answers: is {gradients} reachable from here?",
             hint="pass gradients= if the broker's gradients port is forwarded",
         )
+
+
+def settles_on_disk(header: Mapping[str, Any]) -> bool:
+    """Tell whether a broker settles only what is on its disk.
+
+    Parameters
+    ----------
+    header : mapping
+        Of its reply to a `hello`.
+
+    Returns
+    -------
+    bool
+        False also for one that knows of no such thing.
+    """
+    return bool(header.get("durability", "none") != "none")
 
 
 def cost_of_restart(

@@ -20,7 +20,7 @@ from distgrad.errors import DistgradError, Fenced, Forbidden, GradientRefused, H
 from distgrad.layout import Layout
 from distgrad.wire import PROTOCOL_VERSION, State, charge
 from distgrad_worker.headers import Header
-from distgrad_worker.losses import Progress, cost_of_restart
+from distgrad_worker.losses import Progress, cost_of_restart, settles_on_disk
 from distgrad_worker.window import Entry, Window
 
 HEARTBEAT_WAIT_S = 0.05
@@ -63,11 +63,8 @@ class Session:
         self._generated = generated
         self._session: str | None = None
         self._progress = Progress()
-        self._grant = 0
-        self._grant_seq = 0
-        self._queue_bytes = 0
-        self._echo_due = False
-        self._rewind_due = False
+        self._grant = self._grant_seq = self._queue_bytes = 0
+        self._echo_due = self._rewind_due = False
         self._want = 0
         self._waiters: list[int] = []
 
@@ -250,7 +247,7 @@ class Session:
         return self._request("leave", incarnation=self.state.incarnation if self.state else "")
 
     def connection_lost(self) -> None:
-        """Begin a new attempt if something was on the way, for it may be gone; ZeroMQ itself connects again."""
+        """Begin a new attempt if something was on the way: it may be gone. ZeroMQ itself connects again."""
         if self.window.sent > self._progress.accepted:
             self._begin_attempt()
 
@@ -297,7 +294,7 @@ class Session:
         self.gradients = str(header["gradients"])
         self.lease_s = float(header["lease_s"])
         # What waits for the broker's disk makes nobody staler, and is kept for longer: as much as the grant allows.
-        self.window.keeps_all = header.get("durability", "none") != "none"
+        self.window.keeps_all = settles_on_disk(header)
         self._queue_bytes = int(header["queue_bytes"])
         self._progress.accepted = accepted
         self._take_news(header)
@@ -320,7 +317,6 @@ class Session:
         window = self.window
         accepted, settled = int(header["accepted"]), int(header["settled"])
         progress = self._progress
-        # What is early is waited for, by a step that comes before it: nothing is lost.
         progress.hear(accepted, now, is_news=settled > window.settled or bool(header.get("early")))
         for number, reason, leaf, message in header["refused"]:
             # What a predecessor under this id left in the queue is not for this process to hear of.
@@ -332,7 +328,6 @@ class Session:
         if self.phase == RESUMING and header["attempt"] == self.attempt:
             if window.sent > accepted and (failure := progress.count_try(accepted, self.gradients)):
                 self._end(failure)
-            if self.ended is not None:
                 return
             window.rewind(accepted)
             self._open(now)
@@ -354,10 +349,10 @@ class Session:
         code : str
             Its code on the wire.
         """
+        if code == "failed":
+            return  # the broker is shutting down, or its disk is slow: it or its successor may answer
         if code in ("unknown_worker", "restarted"):
             self.phase = GREETING
-        elif code == "failed":
-            pass  # the broker is shutting down: its successor may answer
         elif isinstance(error, Fenced):
             self._end(Fenced("fenced", f"{error}; a fenced worker does not come back by itself"))
         elif isinstance(error, Forbidden) or self.phase == GREETING or code == "destroyed":
@@ -371,16 +366,11 @@ class Session:
     def _on_restart(self, header: Mapping[str, Any]) -> None:
         """Tell the user once what went with the old incarnation (PROTOCOL 6)."""
         settled = (self.window.lowest or self.window.last + 1) - 1
-        is_durable = header.get("durability", "none") != "none"
+        is_adopted, is_durable = bool(header["adopted"]), settles_on_disk(header)
         if not is_durable:
             self.window.disown()
-        cost = cost_of_restart(
-            self.worker_id,
-            settled,
-            int(header["accepted"]),
-            is_adopted=bool(header["adopted"]),
-            is_durable=is_durable,
-        )
+        has = int(header["accepted"])
+        cost = cost_of_restart(self.worker_id, settled, has, is_adopted=is_adopted, is_durable=is_durable)
         if isinstance(cost, HistoryLost):
             self._end(cost)
         elif cost is not None:
@@ -389,8 +379,7 @@ class Session:
     def _begin_attempt(self) -> None:
         self.attempt += 1
         self.must_reopen = self._rewind_due = True
-        if self.phase == OPEN:
-            self.phase = RESUMING
+        self.phase = RESUMING if self.phase == OPEN else self.phase
 
     def _open(self, now: float) -> None:
         """Let gradients flow, now that the window agrees with the broker."""
@@ -407,5 +396,4 @@ class Session:
         self.is_running = bool(header["running"])
 
     def _end(self, error: DistgradError) -> None:
-        if self.ended is None:
-            self.ended = error
+        self.ended = self.ended or error

@@ -163,7 +163,8 @@ class DiskWriter:
             self._waits_since = now
         is_enough = self._waiting_bytes >= self._sync_bytes > 0
         # A checkpoint waits for the records that it covers.
-        is_awaited = self._job is not None and self._journal.durable < self._job.checkpoint.sequence
+        durable = 0 if self._journal is None else self._journal.durable
+        is_awaited = self._job is not None and durable < self._job.checkpoint.sequence
         return now if self._is_hurried or is_enough or is_awaited else self._waits_since + self._sync_s
 
     def _sync(self, journal: Journal, events: list[Written], now: float) -> None:

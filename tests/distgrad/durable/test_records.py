@@ -95,15 +95,33 @@ def test_gathered_decisions_already_have_the_number_that_their_record_will_have(
     assert promised == records.sequence == 4
 
 
-def test_a_policys_memory_travels_with_the_decisions_that_changed_it() -> None:
+@pytest.mark.parametrize("keeps_gradients", [True, False])
+def test_a_policys_memory_is_noted_when_it_has_changed_behind_what_changed_it(keeps_gradients: bool) -> None:
+    records = Records(0, keeps_gradients=keeps_gradients)
+    records.remember({})
+    assert records.take() == []
+
+    records.add("left", worker="w")
+    records.remember({"members": ["w"]})
+    records.remember({"members": ["w"]})
+    assert [content(record) for record in records.take()] == [
+        ["left", {"worker": "w"}],
+        ["remembered", {"memory": {"members": ["w"]}}],
+    ]
+
+    records.remember({"members": ["w"]})
+    assert records.take() == []
+    records.remember({})
+    assert [content(record) for record in records.take()] == [["remembered", {"memory": {}}]]
+
+
+def test_memory_comes_behind_the_decisions_that_changed_it() -> None:
     records = Records(0, keeps_gradients=True)
     records.decided([3, "w", 1], 0)
-    records.remember({"members": ["w"]})
-    assert content(records.take()[0])[1]["memory"] == {"members": ["w"]}
 
-    records.decided([3, "w", 2], 0)
     records.remember({"members": ["w"]})
-    assert "memory" not in content(records.take()[0])[1]
+
+    assert [content(record)[0] for record in records.take()] == ["decided", "remembered"]
 
 
 def test_without_a_journal_of_gradients_only_what_else_happens_is_noted() -> None:
@@ -111,7 +129,6 @@ def test_without_a_journal_of_gradients_only_what_else_happens_is_noted() -> Non
 
     records.gradient(gradient(1))
     records.decided([0, [["w", 1]], None], 0)
-    records.remember({"members": ["w"]})
     records.add("left", worker="w")
 
     assert [content(record)[0] for record in records.take()] == ["left"]
@@ -187,3 +204,17 @@ def test_what_is_durable_never_goes_back() -> None:
     records.written(3)
 
     assert records.durable == 5
+
+
+def test_who_does_not_wait_any_more_is_not_called_and_not_kept() -> None:
+    records = Records(0, keeps_gradients=True)
+    called: list[str] = []
+    records.add("silent", worker="a")
+    first = records.when_durable(lambda: called.append("first"))
+    records.when_durable(lambda: called.append("second"))
+
+    records.forget(first)
+    records.forget(first)
+    records.written(1)
+
+    assert called == ["second"]

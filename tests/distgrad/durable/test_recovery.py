@@ -106,7 +106,7 @@ def test_the_journal_alone_is_carried_out_from_its_first_record(life: Life) -> N
     assert (holder.version, found.sequence, found.records) == (3, 10, 10)
     assert bits(holder) == bits(life.player.holder)
     assert found.books.members["w"].decided_cursor == "c3"
-    assert (found.has_parameters, found.executors) == (True, {"numpy"})
+    assert (found.has_parameters, set(found.executors)) == (True, {"numpy"})
 
 
 def test_a_checkpoint_spares_what_it_covers_and_gives_the_same_bits(life: Life) -> None:

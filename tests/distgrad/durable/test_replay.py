@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -127,11 +128,10 @@ def test_who_has_left_is_remembered_unless_its_id_was_made_up(generated: bool) -
     player = Player()
     player.session(generated=generated)
 
-    player.record("left", worker="w", memory={"members": []})
+    player.record("left", worker="w")
 
     book = player.books.members.get("w")
     assert book is None if generated else book is not None and book.state == LEFT
-    assert player.books.policy_memory == {"members": []}
 
 
 def test_set_replaces_the_parameters_with_all_their_arenas_and_resets_the_rules_state() -> None:
@@ -224,26 +224,67 @@ def test_the_same_settings_once_more_keep_the_rules_state() -> None:
 def test_stopping_starting_and_destroying_are_remembered() -> None:
     player = Player()
 
-    player.record("running", running=False)
-    assert not player.books.is_running
-    player.record("running", running=True)
-    assert player.books.is_running
+    seen = []
+    for running in (False, True):
+        player.record("running", running=running)
+        seen.append(player.books.is_running)
+    assert seen == [False, True]
     player.record("destroyed", generation=5)
 
     books = player.books
     assert (books.is_running, books.is_destroyed, books.generation, player.holder.layout) == (False, True, 5, None)
 
 
-def test_a_policys_memory_is_that_of_the_last_record_that_tells_it() -> None:
+def configured(player: Player, **keys: Any) -> None:
+    told = {"mode": "descent", "rule": None, "policy": ["sync", {"workers": 2}], "weighing": {}}
+    player.record("configured", NOTHING, **{**told, **keys})
+
+
+def test_a_policys_memory_is_what_it_last_noted_and_another_policy_begins_without_any() -> None:
     player = Player()
+    configured(player)
+    player.record("remembered", memory={"members": ["v"]})
+
+    player.record("remembered", memory={"members": ["w"]})
+    configured(player)
+    assert player.books.policy_memory == {"members": ["w"]}
+    configured(player, policy=["sync", {"workers": 3}])
+
+    assert player.books.policy_memory == {}
+
+
+def replaced(player: Player) -> None:
+    payload = payload_of(LAYOUT, 1.0, trained_only=False)
+    player.record("set", payload, layout=LAYOUT.to_frame(), generation=1, version=0)
+
+
+@pytest.mark.parametrize(
+    "happen",
+    [
+        replaced,
+        lambda player: player.record("absent", generation=1),
+        lambda player: configured(player, mode="ascent"),
+        lambda player: configured(player, rule=["sgd", SGD(lr=0.5).settings()]),
+        lambda player: configured(player, weighing={"reduction": "sum"}),
+        lambda player: configured(player, policy=["sync", {"workers": 3}]),
+        lambda player: player.decided([CLEARED, "w", 1]),
+    ],
+)
+def test_versions_come_again_as_long_as_nothing_happens_but_gradients(happen: Callable[[Player], None]) -> None:
+    player = Player()
+    player.began("one")
+    configured(player)
     player.session()
     player.gradient(1)
-    player.gradient(2)
+    player.began("two")
+    configured(player)
+    assert player.books.repeatable == ["one"]
 
-    player.decided([CLEARED, "w", 1], memory={"members": ["w"]})
-    player.decided([CLEARED, "w", 2])
+    happen(player)
 
-    assert player.books.policy_memory == {"members": ["w"]}
+    assert player.books.repeatable == []
+    player.began("three")
+    assert player.books.repeatable == ["two"]
 
 
 def test_it_stops_before_the_first_update_beyond_the_version_that_is_asked_for() -> None:
@@ -277,7 +318,7 @@ def test_a_number_used_again_by_a_later_life_of_an_id_takes_the_place_of_the_ear
     player.session(generated=True)
     player.gradient(1, value=1.0)
     player.decided([CLEARED, "w", 1])
-    player.record("left", worker="w", memory={})
+    player.record("left", worker="w")
     player.session(generated=True, counter=2)
     player.gradient(1, value=9.0)
 

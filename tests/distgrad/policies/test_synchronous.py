@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distgrad.policies import SUPERSEDE, Action, Synchronous
+from distgrad.policies import SUPERSEDE, Action, Asynchronous, Chain, Policy, Staleness, Synchronous
 from support.policy_world import Accounts, Gradient, World
 
 
@@ -268,3 +268,71 @@ def test_a_member_that_gave_a_bad_gradient_and_died_is_not_waited_for() -> None:
     world.pull_and_push("b")
 
     assert world.steps == [["a", "b"], ["b"]]
+
+
+def test_a_fixed_set_outlives_its_process_and_an_elastic_one_has_nothing_to_remember() -> None:
+    world = World(Synchronous(workers=2), "a", "b")
+    world.push("b")
+    world.push("a")
+    memory = world.policy.memory()
+    assert memory == {"members": ["a", "b"]}
+
+    again = World(Synchronous(workers=2), "a", "b", "c")
+    again.policy.recall(memory)
+
+    assert list(again.waits_for()) == ["a", "b"]
+    assert again.push("c") is Action.REFUSE
+    assert World(Synchronous(), "a").policy.memory() == {}
+
+
+def test_a_larger_set_keeps_its_members_and_a_smaller_one_as_many_as_it_has_room_for() -> None:
+    memory = {"members": ["a", "b"]}
+    larger, smaller, elastic = Synchronous(workers=3), Synchronous(workers=1), Synchronous()
+
+    for policy in (larger, smaller, elastic):
+        policy.recall(memory)
+
+    assert (larger.memory(), smaller.memory(), elastic.memory()) == (memory, {"members": ["a"]}, {})
+
+
+def test_what_another_policy_remembered_is_no_hindrance() -> None:
+    policy = Synchronous(workers=2)
+
+    policy.recall({"clocks": {"a": 3}})
+
+    assert policy.memory() == {"members": []}
+
+
+def test_who_has_left_is_no_member_that_is_remembered() -> None:
+    world = World(Synchronous(workers=2), "a", "b")
+    world.push("a")
+    world.push("b")
+
+    world.depart("a", left=True)
+    world.depart("b", left=False)
+
+    assert world.policy.memory() == {"members": ["b"]}
+
+
+@pytest.mark.parametrize(
+    ("policy", "is_repeatable"),
+    [
+        (Synchronous(workers=2), True),
+        (Synchronous(workers=2, quorum=1), False),
+        (Synchronous(workers=2, quorum=1, grace=1.0), False),
+        (Synchronous(), False),
+        (Asynchronous(), False),
+        (Chain([Staleness(max_staleness=1), Synchronous(workers=2)]), True),
+        (Chain([Staleness(max_staleness=1), Synchronous()]), False),
+    ],
+)
+def test_only_a_fixed_set_without_quorum_makes_the_same_versions_again(policy: Policy, is_repeatable: bool) -> None:
+    assert policy.is_repeatable is is_repeatable
+
+
+def test_a_chain_remembers_what_its_links_do() -> None:
+    chain = Chain([Staleness(max_staleness=1), Synchronous(workers=2)])
+
+    chain.recall({"members": ["a"]})
+
+    assert chain.memory() == {"members": ["a"]}

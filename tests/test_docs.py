@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import re
 import shlex
 import shutil
@@ -19,11 +20,16 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file
 
+from distgrad import Admin
 from distgrad.config import fields
+from distgrad.durable.books import Books, MemberBook
+from distgrad.durable.replay import Replay
+from distgrad.holder import ParameterHolder
 from distgrad.quantities import parse_seconds
 from distgrad_broker import Broker
 from distgrad_broker.config import BrokerConfig
 from distgrad_worker import Worker
+from support.broker_process import wait_until
 from support.key_folders import make_key_folder
 from support.processes import Process, run
 
@@ -169,7 +175,8 @@ def section(title: str) -> list[tuple[str, str]]:
 
 
 def test_the_readme_has_no_example_that_is_not_run() -> None:
-    run_here = section("In one process") + section("On many machines") + section("Following along")
+    titles = ("In one process", "On many machines", "When something dies", "Following along")
+    run_here = [block for title in titles for block in section(title)]
     others = [block for block in fenced(README) if block not in run_here]
 
     assert others == [("sh", "make demo\n"), ("sh", 'pip install ".[fast]"\n')], "those two have tests of their own"
@@ -244,6 +251,56 @@ def test_the_readmes_example_that_follows_sees_new_versions(tmp_path: Path, monk
         exec(compile(code.replace('"boss"', repr(broker.address)), "README.md", "exec"), names)
 
     assert seen == [0.0, -1.0, -2.0]
+
+
+@pytest.mark.parametrize(("page", "batches"), [("README.md", 300), ("docs/guarantees.md", 400)])
+def test_the_example_that_is_killed_counts_each_batch_once(tmp_path: Path, page: str, batches: int) -> None:
+    """Both of its lines are run as they stand, but for ports, killed, and run again."""
+    blocks = [block for _, block in fenced((ROOT / page).read_text())]
+    [code] = [block for block in blocks if block.startswith("# steady.py")]
+    [lines] = [block for block in blocks if "steady:train" in block]
+    (tmp_path / "steady.py").write_text(code)
+    begin_broker, begin_worker = (shlex.split(line)[1:] for line in lines.splitlines())
+    ports = {"DISTGRAD_CONTROL": "127.0.0.1:0", "DISTGRAD_GRADIENTS": "127.0.0.1:0"}
+
+    with contextlib.ExitStack() as stack:
+
+        def start_broker() -> Process:
+            broker = stack.enter_context(Process(*begin_broker, cwd=tmp_path, env=ports))
+            found = broker.wait_for_line(r"control=(\S+) gradients=(\S+)")
+            ports.update(DISTGRAD_CONTROL=found[1], DISTGRAD_GRADIENTS=found[2])
+            return broker
+
+        def start_worker() -> Process:
+            words = [word.replace("127.0.0.1", ports["DISTGRAD_CONTROL"]) for word in begin_worker]
+            return stack.enter_context(Process(*words, cwd=tmp_path))
+
+        broker, worker = start_broker(), start_worker()
+        admin = stack.enter_context(Admin(ports["DISTGRAD_CONTROL"]))
+        for part in (1, 2, 3):
+            wait_until(lambda part=part: admin.status()["version"] > part * batches // 5)  # type: ignore[misc]
+            broker.kill()
+            if part == 2:
+                worker.close()
+                worker = start_worker()
+            broker = start_broker()
+        assert worker.wait() == 0, worker.output()
+        counts = {key: admin.status()[key] for key in ("version", "applied", "refused")}
+        assert counts == {"version": batches, "applied": batches, "refused": {}}
+        goal = [2.0, -1.0] if page == "README.md" else [1.0, 2.0, 3.0, 4.0]
+        assert admin.get_model_parameters()["w"] == pytest.approx(goal, abs=0.05)
+
+
+# Formats
+
+
+def test_every_kind_of_record_and_every_key_of_a_checkpoint_is_documented() -> None:
+    journal, checkpoint = ((ROOT / "docs" / name).read_text() for name in ("journal.md", "checkpoint.md"))
+    kinds = vars(Replay(ParameterHolder(), Books()))["_kinds"]
+    keys = [field.name for kind in (Books, MemberBook) for field in dataclasses.fields(kind)]
+
+    assert [kind for kind in kinds if f"\n| `{kind}` |" not in journal] == []
+    assert [key for key in keys if f"`{key}`" not in checkpoint] == []
 
 
 # Configuration

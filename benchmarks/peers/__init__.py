@@ -1,1 +1,1 @@
-"""distgrad beside what a user would pick instead, and beside what the machine can do: ``python -m benchmarks.peers``."""
+"""Compare distgrad with what one would pick instead, and with the machine: ``python -m benchmarks.peers``."""

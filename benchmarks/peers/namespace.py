@@ -18,12 +18,12 @@ from collections.abc import Sequence
 
 _MARK = "DISTGRAD_BENCH_PEERS_NAMESPACE"
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1  # linux/sockios.h, linux/if.h
-_REQUEST = "16sh14x"  # struct ifreq: name and flags
+_REQUEST = "16sH22x"  # struct ifreq: name and flags
 
 
 def is_isolated() -> bool:
-    """Tell whether the only interface is loopback."""
-    return [name for _, name in socket.if_nameindex()] == ["lo"]
+    """Tell whether no interface is up but loopback, if that is."""
+    return all(name == "lo" or not _flags(name) & _IFF_UP for _, name in socket.if_nameindex())
 
 
 def enter(module: str, arguments: Sequence[str]) -> str | None:
@@ -49,7 +49,7 @@ def enter(module: str, arguments: Sequence[str]) -> str | None:
         sys.stdout.flush()
         os.execvp(command[0], [*command, sys.executable, "-m", module, *arguments])
     if not is_isolated():
-        return "the new network namespace has other interfaces than loopback"
+        return "the new network namespace has an interface that is up beside loopback"
     _switch_on("lo")
     return None
 
@@ -64,8 +64,13 @@ def _unshare() -> list[str] | None:
     return None
 
 
-def _switch_on(name: str) -> None:
+def _flags(name: str) -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         asked = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, struct.pack(_REQUEST, name.encode(), 0))
-        flags = struct.unpack(_REQUEST, asked)[1]
-        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack(_REQUEST, name.encode(), flags | _IFF_UP))
+    return int(struct.unpack(_REQUEST, asked)[1])
+
+
+def _switch_on(name: str) -> None:
+    request = struct.pack(_REQUEST, name.encode(), _flags(name) | _IFF_UP)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, request)

@@ -18,7 +18,7 @@ from distgrad.durable.checkpoint_header import Checkpoint
 from distgrad.durable.checkpoint_state import pack_state
 from distgrad.durable.disk_events import CheckpointEnded, WriteCheckpoint
 from distgrad.layout import Layout
-from distgrad_broker import settling
+from distgrad_broker import settling, updates
 from distgrad_broker.bookkeeping import books_of
 from distgrad_broker.core_settings import CHECKPOINT
 from distgrad_broker.state import CoreState
@@ -26,6 +26,8 @@ from distgrad_broker.waiting import Waiter
 
 # After one that could not be written, the next is tried this much later.
 RETRY_S = 1.0
+# A broker that ends gives up after so many.
+MAX_FINAL_TRIES = 5
 
 
 def want(state: CoreState, *, is_urgent: bool) -> None:
@@ -82,7 +84,7 @@ def look(state: CoreState, now: float) -> None:
     if data is None or checkpoints.is_under_way or now < checkpoints.retry_at:
         return
     if state.is_closing:
-        is_due = not checkpoints.is_final and not (state.queue and state.is_running) and _has_changed(state)
+        is_due = not checkpoints.is_final and not updates.has_work(state) and _has_changed(state)
         checkpoints.is_final |= is_due
     else:
         is_due = checkpoints.is_wanted or _is_due(state, now)
@@ -110,6 +112,8 @@ def are_done(state: CoreState) -> bool:
         return False
     if state.disk_trouble is not None:
         return True
+    if checkpoints.error is not None and checkpoints.failures >= MAX_FINAL_TRIES:
+        return True
     return not state.unsettled and (checkpoints.is_final or not _has_changed(state))
 
 
@@ -133,7 +137,7 @@ def end(state: CoreState, event: CheckpointEnded, now: float) -> None:
         checkpoints.token = None
     if event.error is None:
         checkpoints.path, checkpoints.written_version = event.path, checkpoints.version
-        checkpoints.written_at, checkpoints.error = now, None
+        checkpoints.written_at, checkpoints.error, checkpoints.failures = now, None, 0
         state.log(
             logging.INFO,
             "checkpoint written",
@@ -146,6 +150,9 @@ def end(state: CoreState, event: CheckpointEnded, now: float) -> None:
     else:
         checkpoints.retry_at = now + RETRY_S
         checkpoints.error = event.error
+        checkpoints.failures += 1
+        checkpoints.generation = -1  # so that what it was to cover still counts as a change
+        checkpoints.is_final = False
         checkpoints.is_wanted = True
         state.log(logging.ERROR, "checkpoint failed", path=event.path, error=event.error)
     due = [call for ticket, call in checkpoints.waiting if ticket <= event.ticket]
@@ -167,7 +174,7 @@ def _is_due(state: CoreState, now: float) -> bool:
 
 def _has_changed(state: CoreState) -> bool:
     checkpoints = state.checkpoints
-    sequence = 0 if state.records is None else state.records.sequence
+    sequence = checkpoints.sequence if state.records is None else state.records.sequence
     now = (state.versions.version, state.generation, sequence)
     return now != (checkpoints.version, checkpoints.generation, checkpoints.sequence)
 

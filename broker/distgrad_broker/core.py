@@ -106,6 +106,8 @@ class Core:
         state.checkpoints.version, state.checkpoints.generation = versions.version, state.generation
         if settings.data is not None:
             state.checkpoints.sequence = settings.data.sequence
+        if recovered is not None:
+            state.checkpoints.bytes = -recovered.bytes  # the next recovery would have to read that as well
 
     @property
     def has_work(self) -> bool:
@@ -249,7 +251,7 @@ class Core:
             if nonce is not None:
                 client = waiter.client = (request.user, nonce)
             if operation.is_mutating:
-                if client is not None and self._was_seen(client, waiter):
+                if client is not None and self._was_seen(client, waiter, now):
                     return
                 self._check_incarnation(header)
             if state.is_destroyed:
@@ -277,7 +279,7 @@ class Core:
     def _count(self, code: str) -> None:
         self.state.rejected[code] += 1
 
-    def _was_seen(self, client: ClientKey, waiter: Waiter) -> bool:
+    def _was_seen(self, client: ClientKey, waiter: Waiter, now: float) -> bool:
         """Answer a repeat from memory, or let it replace the request that still waits."""
         state = self.state
         assert waiter.request_id is not None  # a client without an id was refused
@@ -289,6 +291,9 @@ class Core:
             former = state.under_way.get(client)
             if former is not None and former.request_id == waiter.request_id:
                 former.envelope = waiter.envelope
+                if former.on_repeat is not None:
+                    on_repeat, former.on_repeat = former.on_repeat, None
+                    on_repeat(now)
         return was_seen
 
     def _check_incarnation(self, header: dict[str, Any]) -> None:

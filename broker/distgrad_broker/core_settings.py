@@ -39,7 +39,7 @@ class CoreSettings:
     Attributes
     ----------
     incarnation : str
-        New for every broker that starts without recovering.
+        New for every start.
     gradients : str
         Endpoint that `hello` tells workers.
     queue_bytes : int or None

@@ -9,17 +9,20 @@ The queue is bounded by the grants: a gradient in it is not settled, and so coun
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 
-from distgrad.durable.disk_events import WriteCheckpoint
+from distgrad.durable.disk_events import DiskTroubled, WriteCheckpoint
 from distgrad.durable.disk_writer import DiskWriter, Written
 from distgrad.durable.records import Record
 from distgrad.errors import CheckpointError
 from distgrad.parameter_files import write
 from distgrad_broker.events import SaveEnded, SaveParameters
+
+_LOGGER = logging.getLogger(__name__)
 
 Job = SaveParameters | WriteCheckpoint | Sequence[Record] | None
 
@@ -117,23 +120,33 @@ class FileThread:
         self._jobs.put(job)
 
     def _run(self) -> None:
+        try:
+            while self._turn():
+                pass
+        # The one place of this thread that catches everything: the core must know that nothing is settled any more.
+        except Exception as error:
+            _LOGGER.exception("the file thread failed")
+            self._on_event(DiskTroubled(f"the file thread failed, restart the broker: {error!r}"))
+
+    def _turn(self) -> bool:
+        """Do what there is to do; tell whether there may be more."""
+        writer = self._writer
         is_ending = False
-        while not is_ending:
-            for job in self._take():
-                if job is None:
-                    is_ending = True
-                elif isinstance(job, SaveParameters):
-                    self._on_event(SaveEnded(job.ticket, str(self._path), self.write_now(job)))
-                elif self._writer is not None:
-                    if isinstance(job, WriteCheckpoint):
-                        self._writer.checkpoint(job)
-                    else:
-                        self._writer.records(job)
-            if self._writer is not None:
-                if is_ending:
-                    self._writer.hurry()
-                for event in self._writer.step(time.monotonic()):
-                    self._on_event(event)
+        for job in self._take():
+            if job is None:
+                is_ending = True
+            elif isinstance(job, SaveParameters):
+                self._on_event(SaveEnded(job.ticket, str(self._path), self.write_now(job)))
+            elif writer is not None:
+                if isinstance(job, WriteCheckpoint):
+                    writer.checkpoint(job)
+                else:
+                    writer.records(job)
+        if writer is not None:
+            now = time.monotonic()
+            for event in writer.finish(now) if is_ending else writer.step(now):
+                self._on_event(event)
+        return not is_ending
 
     def _take(self) -> list[Job]:
         """Take all jobs there are; wait for one if there is nothing else to do."""

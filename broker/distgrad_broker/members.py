@@ -149,6 +149,8 @@ class Members:
         self._incarnation = incarnation
         # The brokers before this one, by which sessions of theirs are told apart.
         self.lineage = Lineage()
+        # Whether every session that was ever told is on the disk.
+        self.keeps_sessions = False
         self._limit = limit
         self.lease_s = lease_s
         self._by_id: dict[str, Member] = {}
@@ -249,6 +251,8 @@ class Members:
             self._live_ids = None
             self._issue(member, nonce, previous)
             return member, True
+        if member.user is None and user is not None:
+            member.user = user  # from before there were keys: it belongs to the first that uses it
         if member.user != user:
             raise RequestError("forbidden", f"worker id {worker!r} belongs to another key")
         if nonce != member.nonce:
@@ -359,8 +363,8 @@ class Members:
         if member.origin is None:
             return True  # the current process came after the restart, this one is from before
         rank, own_rank = self.lineage.rank(incarnation), self.lineage.rank(member.origin[0])
-        if rank == own_rank and incarnation != member.origin[0]:
-            return False  # neither is known
+        if incarnation != member.origin[0] and (rank == own_rank or (rank < 0 and not self.keeps_sessions)):
+            return False  # neither is known, or this one is of a broker that left no trace
         return (rank, counter) < (own_rank, member.origin[1])
 
 

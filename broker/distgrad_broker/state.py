@@ -44,8 +44,8 @@ class Checkpoints:
         Seconds on the shell's clock.
     path, written_version, written_at : str, int, float
         The last one that was written whole; None, None and 0 if there is none.
-    error : str or None
-        Why the last one could not be written.
+    error, failures : str or None, int
+        Why the last one could not be written, and how many in a row could not.
     waiting : list
         Who waits for one: ticket, and what is then called with the error or None.
     """
@@ -61,6 +61,7 @@ class Checkpoints:
         self.written_version: int | None = None
         self.written_at = 0.0
         self.error: str | None = None
+        self.failures = 0
         self.waiting: list[tuple[int, Callable[[str | None], None]]] = []
 
 
@@ -103,6 +104,7 @@ class CoreState:
         self.durability = NONE if data is None else data.durability
         self.records: Records | None = None
         if data is not None and self.durability != NONE:
+            self.members.keeps_sessions = True
             self.records = Records(data.sequence, keeps_gradients=self.durability == JOURNAL)
         # What is decided and not on the disk yet: its mark, and what settles it.
         self.unsettled: deque[tuple[int, Member, int, GradientRefused | None]] = deque()
@@ -339,7 +341,7 @@ class CoreState:
         self.limit_disk_wait(waiter, lambda: records.forget(wait), now=now)
 
     def limit_disk_wait(self, waiter: Waiter, give_up: Callable[[], None], *, now: float) -> None:
-        """Let a request wait for the disk, for `MAX_DISK_WAIT_S` at the most.
+        """Let a request wait for the disk, for `MAX_DISK_WAIT_S` at a time.
 
         Parameters
         ----------
@@ -351,14 +353,22 @@ class CoreState:
             Seconds on the shell's clock.
         """
 
+        def begin(then: float) -> None:
+            waiter.deadline = then + MAX_DISK_WAIT_S
+            self.deadlines.wait(waiter, tell)
+
         def tell(late: Waiter, _: float) -> None:
-            give_up()
-            reason = self.trouble or "the disk is slow"
-            self.fail(late, RequestError("failed", f"it was done, but is not on the disk yet: {reason}"))
+            message = f"it was done, but is not on the disk yet: {self.trouble or 'the disk is slow'}"
+            if late.client is None:
+                give_up()
+                self.fail(late, RequestError("failed", message))
+            else:  # it can ask again, by the same id, and wait on
+                late.on_repeat = begin
+                header = self.error_header(late.request_id, RequestError("pending", message))
+                self.effects.append(Reply(late.envelope, header))
 
         if not waiter.is_done:
-            waiter.deadline = now + MAX_DISK_WAIT_S
-            self.deadlines.wait(waiter, tell)
+            begin(now)
 
     @property
     def trouble(self) -> str | None:

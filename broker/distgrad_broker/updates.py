@@ -291,24 +291,35 @@ def forget_undecided(state: CoreState, member: Member) -> None:
     member : Member
         Whose process has a successor.
     """
-    kept: list[Held[Gradient]] = []
-    for held in state.held:
-        if held.gradient.worker == member.worker:
-            state.policy.withdrawn(held.gradient)
-            _take_back(state, member, held.gradient)
-        else:
-            kept.append(held)
-    state.held = kept
+    if any(held.gradient.worker == member.worker for held in state.held):
+        # The others are offered again: the policy must not take the worker for one that has taken part.
+        requeue_held(state)
     draining = state.drain_left
     for place, gradient in enumerate(state.queue):
         if gradient.worker == member.worker:
             state.drain_left -= place < draining
             _take_back(state, member, gradient)
     state.queue = deque(gradient for gradient in state.queue if gradient.worker != member.worker)
+    _take_back_decisions(state, member)
     member.accepted, member.cursor = member.decided, member.decided_cursor
     member.judged = min(member.judged, member.decided)
     if draining and not state.drain_left:
         end_drain(state)
+
+
+def _take_back_decisions(state: CoreState, member: Member) -> None:
+    """Forget what was decided ahead of a gradient that is taken back: the numbers will be another process's."""
+    for number, (charge, outcome, refusal, _) in list(member.ahead.items()):
+        if outcome == "applied":
+            continue  # by a policy that does not keep a worker's order: it is in the parameters
+        del member.ahead[number]
+        member.queued_bytes -= charge
+        state.queued_bytes -= charge
+        state.outcomes[outcome] -= 1
+        member.superseded -= outcome == "superseded"
+        if refusal is not None:
+            member.refused -= 1
+            state.refused[refusal.reason] -= 1
 
 
 def _take_back(state: CoreState, member: Member, gradient: Gradient) -> None:

@@ -24,7 +24,7 @@ class Waiter:
         When it must be answered, in seconds on the shell's clock.
     """
 
-    __slots__ = ("client", "data", "deadline", "envelope", "is_done", "on_deadline", "request_id")
+    __slots__ = ("client", "data", "deadline", "envelope", "is_done", "on_deadline", "on_repeat", "request_id")
 
     def __init__(self, envelope: Envelope, request_id: int | None, client: ClientKey | None, deadline: float) -> None:
         self.envelope = envelope
@@ -34,6 +34,8 @@ class Waiter:
         self.is_done = False
         self.data: Any = None
         self.on_deadline: Any = None
+        # Called with the time when its client asks again, after it was told to.
+        self.on_repeat: Any = None
 
 
 class Deadlines:

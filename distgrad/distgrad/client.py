@@ -289,7 +289,7 @@ class ControlClient:
         Reply
             The broker's answer; errors are those of `request`.
         """
-        while pending.reply is None:
+        while pending.reply is None or self._is_put_off(pending):
             # While replies to other requests come, one after the other, this one's was not waited for in vain.
             deadline = max(pending.asked_at, self._answered_at) + pending.patience_s
             retry_at = max(pending.sent_at, self._answered_at) + pending.retry_s + pending.wait_s
@@ -311,6 +311,17 @@ class ControlClient:
         if not reply.header.get("ok"):
             raise self._error(reply.header)
         return reply
+
+    def _is_put_off(self, pending: Pending) -> bool:
+        """Ask again for what was done and only waits for the broker's disk, as long as there is time."""
+        assert pending.reply is not None  # the caller has looked
+        is_late = time.monotonic() >= pending.asked_at + pending.patience_s
+        if pending.reply.header.get("error") != "pending" or is_late:
+            return False
+        pending.reply = None
+        self._unanswered[pending.id] = pending
+        self._transmit(pending)
+        return True
 
     def _check_alive(self) -> None:
         if os.getpid() != self._pid:

@@ -196,7 +196,7 @@ class BrokerRestarted(ControlError):
 
 
 class HistoryLost(ControlError):
-    """A broker with a data directory does not have what it had acknowledged."""
+    """A broker with a data folder does not have what it had acknowledged."""
 
 
 class Fenced(ControlError):

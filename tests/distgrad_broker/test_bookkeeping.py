@@ -215,9 +215,10 @@ def test_without_a_journal_of_gradients_the_queue_is_not_kept_and_sent_again() -
     kit.checkpoint()
 
     again = kit.crash(durability=CHECKPOINT)
+    book = again.book()
     header = again.greet(session=kit.sessions["w"], lowest=2)
 
-    assert (header["accepted"], header["cursor"]) == (1, "c1")
+    assert (book.accepted, book.cursor) == (header["accepted"], header["cursor"]) == (1, "c1")
     assert (len(again.state.queue), again.total) == (0, -8.0)
 
 

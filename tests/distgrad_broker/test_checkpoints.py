@@ -70,7 +70,6 @@ def test_where_nothing_has_happened_none_is_due(durability: str) -> None:
     assert look(kit) == 1
 
 
-@pytest.mark.xfail(reason="without records nothing tells that nothing has happened", strict=True)
 def test_where_nothing_has_happened_none_is_due_without_records_either() -> None:
     kit = DurableKit(durability=NONE, checkpoint_every=10.0)
     kit.checkpoint()
@@ -101,7 +100,6 @@ def test_one_is_due_after_so_much_journal() -> None:
     assert look(kit) == 0
 
 
-@pytest.mark.xfail(reason="what a recovery had to read is not counted, so it grows with every crash", strict=True)
 def test_the_journal_that_a_recovery_had_to_read_counts() -> None:
     """The setting bounds what a recovery reads, also if a broker is killed again and again."""
     config: dict[str, Any] = {"checkpoint_journal": 20_000}
@@ -388,7 +386,6 @@ def test_a_stopped_broker_ends_with_its_queue() -> None:
     assert (len(again.state.queue), again.total) == (1, 0.0)
 
 
-@pytest.mark.xfail(reason="gradients that wait for parameters keep the last checkpoint from being begun", strict=True)
 def test_a_broker_whose_parameters_were_taken_away_ends_with_its_queue() -> None:
     kit = applied(1)
     kit.push(2)
@@ -397,7 +394,6 @@ def test_a_broker_whose_parameters_were_taken_away_ends_with_its_queue() -> None
     assert kit.stop(10.0)
 
 
-@pytest.mark.xfail(reason="the last checkpoint is tried once", strict=True)
 def test_a_last_checkpoint_that_fails_is_tried_again() -> None:
     kit = applied(1, durability=CHECKPOINT)
     kit.disk.fail_next("rename", errno.ENOSPC)
@@ -407,7 +403,6 @@ def test_a_last_checkpoint_that_fails_is_tried_again() -> None:
     assert kit.member().settled == 1
 
 
-@pytest.mark.xfail(reason="the last checkpoint does not wait for a stop that drains", strict=True)
 def test_the_last_checkpoint_waits_for_a_stop_that_drains() -> None:
     kit = applied(1, durability=CHECKPOINT)
     kit.push(2)
@@ -459,7 +454,6 @@ def test_old_journal_is_removed_and_what_checkpoints_need_is_kept_whichever_is_u
     assert kit.crash(segment_bytes=4096).total == -8.0 * 120
 
 
-@pytest.mark.xfail(reason="the same checkpoint written twice counts as two of those that are kept", strict=True)
 def test_saving_twice_in_a_row_keeps_the_older_checkpoint_of_use() -> None:
     kit = DurableKit(segment_bytes=4096)
     kit.greet()

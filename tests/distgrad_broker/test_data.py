@@ -260,7 +260,6 @@ def test_damage_behind_the_version_that_is_asked_for_does_not_matter() -> None:
     assert kit.crash(recover_until=2).total == -16.0
 
 
-@pytest.mark.xfail(reason="names are compared letter by letter: version 12 comes before version 9", strict=True)
 def test_a_checkpoint_of_a_higher_version_at_the_same_place_is_set_aside_too() -> None:
     """Left where it is, the next start takes it, and nobody has gone back."""
     kit = DurableKit()
@@ -292,9 +291,6 @@ def test_a_crash_while_going_back_is_got_over_by_going_back_again() -> None:
         assert (again.total, again.holder.version) == (-16.0, 2), call
 
 
-@pytest.mark.xfail(
-    reason="records without an update are carried out behind the version, destroy among them", strict=True
-)
 def test_going_back_to_the_last_version_undoes_a_destroy() -> None:
     kit = applied(1, 2)
     kit.written("destroy")
@@ -357,7 +353,6 @@ def test_with_a_journal_a_damaged_checkpoint_is_logged_and_the_older_one_used(ca
     assert newest in caplog.text
 
 
-@pytest.mark.xfail(reason="with nothing but checkpoints a damaged one means a new beginning", strict=True)
 def test_the_only_checkpoint_damaged_is_no_new_beginning() -> None:
     kit = DurableKit(durability=NONE)
     kit.hello()

@@ -177,7 +177,6 @@ def test_records_that_may_wait_are_written_at_the_end(tmp_path: Path) -> None:
     assert desk.close() == [1, 2]
 
 
-@pytest.mark.xfail(reason="at the end one piece is written, and the rest is dropped", strict=True)
 def test_all_records_are_written_at_the_end_also_where_they_are_more_than_a_piece(tmp_path: Path) -> None:
     desk = Desk(tmp_path, sync_s=1000.0)
     desk.thread.write(records(3, PIECE_BYTES // 2 + 1))
@@ -185,7 +184,6 @@ def test_all_records_are_written_at_the_end_also_where_they_are_more_than_a_piec
     assert desk.close() == [1, 2, 3]
 
 
-@pytest.mark.xfail(reason="the thread dies without a word, and nothing is settled any more", strict=True)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_failure_that_nobody_has_thought_of_is_told(tmp_path: Path) -> None:
     desk = Desk(tmp_path)

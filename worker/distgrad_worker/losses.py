@@ -138,7 +138,7 @@ def cost_of_restart(
         return HistoryLost(
             "history_lost",
             f"the broker has {accepted} gradients of {worker_id!r}, but had settled {settled}: "
-            "its data directory is older than what it had acknowledged",
+            "its data folder is older than what it had acknowledged",
         )
     if is_durable or (not is_adopted and settled > 0):
         return None

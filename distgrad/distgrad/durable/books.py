@@ -288,6 +288,8 @@ class Recovered(NamedTuple):
         Whether the holder has parameters now.
     first_needed : int or None
         The oldest record that the checkpoint needs which was begun with.
+    bytes : int
+        Of the records that were carried out.
     """
 
     books: Books
@@ -299,3 +301,4 @@ class Recovered(NamedTuple):
     executors: frozenset[str] = frozenset()
     has_parameters: bool = False
     first_needed: int | None = None
+    bytes: int = 0

@@ -207,10 +207,11 @@ class DataFolder:
             If something cannot be moved; call it again.
         """
         names = self._disk.list(self.path)
-        kept = os.path.basename(newest)
+        kept = _place(os.path.basename(newest))
         # The newest first: after a crash in between, a start that does not name the version again cannot take a later
         # checkpoint, and finds that the journal does not fit the one that is left.
-        later = [name for name in reversed(names) if _CHECKPOINT_NAME.fullmatch(name) and name > kept]
+        checkpoints = sorted((name for name in names if _CHECKPOINT_NAME.fullmatch(name)), key=_place, reverse=True)
+        later = [name for name in checkpoints if _place(name) > kept]
         journal = [name for name in reversed(names) if _JOURNAL_NAME.fullmatch(name)]
         taken = {name for name in names if name.startswith(_ASIDE)}
         aside = next(f"{_ASIDE}{number}" for number in range(1, 10**6) if f"{_ASIDE}{number}" not in taken)
@@ -313,3 +314,10 @@ def _explained(path: str) -> Iterator[None]:
             f"cannot use the data folder {path}: {error.strerror or error}",
             hint="give this user the right to write there and some room, or name another folder",
         ) from error
+
+
+def _place(name: str) -> tuple[int, int]:
+    """Read sequence and version from a checkpoint's name."""
+    match = _CHECKPOINT_NAME.fullmatch(name)
+    assert match is not None  # it is one
+    return int(match[1]), int(match[2])

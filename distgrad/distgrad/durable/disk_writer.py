@@ -69,7 +69,7 @@ class DiskWriter:
         self._is_hurried = False
         # The oldest record that each checkpoint needs, newest last: of the one that was recovered from, and of those
         # written here. Others may be kept: nothing of the journal is removed before all that are kept are known.
-        self._needed: list[int] = [] if first_needed is None else [first_needed]
+        self._needed: dict[str, int] = {} if first_needed is None else {"": first_needed}
         self._waiting: deque[Record] = deque()
         self._waiting_bytes = 0
         self._job: WriteCheckpoint | None = None
@@ -143,6 +143,25 @@ class DiskWriter:
             self._advance(self._job, events)
         return events
 
+    def finish(self, now: float) -> list[Written]:
+        """Do all that is left, as far as the disk takes it: nothing more comes.
+
+        Parameters
+        ----------
+        now : float
+            Seconds on the caller's clock.
+
+        Returns
+        -------
+        list
+            What the core must be told.
+        """
+        self.hurry()
+        events = self.step(now)
+        while not self._is_troubled and (self._has_records or self._job is not None):
+            events += self.step(now)
+        return events
+
     def close(self) -> None:
         """Close all files."""
         if self._checkpoint is not None:
@@ -198,9 +217,13 @@ class DiskWriter:
             if not self._checkpoint.step():
                 return
             self._folder.prune(self._keep)
-            self._needed = [*self._needed, job.first_needed][-self._keep :]
+            # The same once more, if nothing has happened since, is still one.
+            self._needed.pop(path, None)
+            self._needed[path] = job.first_needed
+            while len(self._needed) > self._keep:
+                del self._needed[next(iter(self._needed))]
             if self._journal is not None and len(self._needed) == self._keep:
-                self._journal.remove_before(min(self._needed))
+                self._journal.remove_before(min(self._needed.values()))
         except (OSError, DistgradError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             events.append(CheckpointEnded(job.ticket, path, reason))

@@ -63,7 +63,7 @@ def recover(
     if found is not None:
         replay.executors.add(computed_by(found))
     reading = journal_reader.read(disk, folder.path, first)
-    count = 0
+    count = n_bytes = 0
     try:
         for record in reading:
             if record.sequence <= after:
@@ -73,26 +73,29 @@ def recover(
             if replay.is_done:
                 break
             count += 1
+            n_bytes += len(record.header) + len(record.payload)
             if on_progress is not None and count % _REPORT_EVERY == 0:
                 on_progress(count, holder.version)
     except DataDamaged as damage:
         if holder.version != until:  # else all that was asked for is there
-            damage.hint = (
-                f"version {holder.version} is the last whole one: go on from there with "
-                f"--recover-until {holder.version} (what came after it is set aside), or from an older checkpoint with "
-                "its version"
-            )
+            damage.hint = _choices(holder.version)
             raise
     except ReplayFailed as failure:
         raise DataDamaged(
-            f"record {record.sequence} cannot be carried out: {failure.message}", path=record.path, offset=record.offset
+            f"record {record.sequence} cannot be carried out: {failure.message}",
+            path=record.path,
+            offset=record.offset,
+            hint=_choices(holder.version),
         ) from failure
-    if damaged and until is None and books.durability == "checkpoint":
-        # No journal leads from an older checkpoint to what was settled by this one.
+    is_new = found is None and not books.incarnation
+    if damaged and until is None and (is_new or books.durability == "checkpoint"):
+        # No journal leads to what was settled by this one.
         path, why = damaged[0]
         older = "" if found is None else f", or give up what came later: --recover-until {found.version}"
         hint = f"restore it from a copy{older}"
         raise DataDamaged(f"{path} is damaged, and gradients were settled by it: {why}", path=path, offset=0, hint=hint)
+    if until is None:
+        _check_queue(replay, folder.path)
     if holder.layout is not None:
         for gradient in replay.pending.values():
             recut(holder.layout, gradient)
@@ -110,4 +113,26 @@ def recover(
         frozenset(replay.executors),
         holder.layout is not None,
         None if found is None else first,
+        n_bytes,
+    )
+
+
+def _check_queue(replay: Replay, path: str) -> None:
+    """Stop where gradients are missing that were accepted before a checkpoint: their workers will not send them again."""
+    for member in replay.books.members.values():
+        numbers = range(member.decided + 1, member.accepted + 1)
+        missing = [n for n in numbers if (member.worker, n) not in replay.pending and n not in member.ahead]
+        if missing:
+            raise DataDamaged(
+                f"gradient {missing[0]} of {member.worker!r} was in the queue, and is not in the journal of {path}",
+                path=path,
+                offset=0,
+                hint=f"copy the journal beside the checkpoint, or use --recover-until {replay.holder.version}",
+            )
+
+
+def _choices(version: int) -> str:
+    return (
+        f"version {version} is the last whole one: go on from there with --recover-until {version} "
+        "(what came after it is set aside), or from an older checkpoint with its version"
     )

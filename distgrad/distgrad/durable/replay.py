@@ -224,7 +224,7 @@ class Replay:
         member = self.books.members.get(worker)
         if member is None:
             member = self.books.members[worker] = MemberBook(worker, message["user"], message["generated"])
-        member.state = LIVE
+        member.state, member.user = LIVE, message["user"]
         member.incarnation, member.counter = message["incarnation"], message["counter"]
         member.nonces = list(message["nonces"])
         nonce = message.get("nonce", b"")
@@ -249,7 +249,16 @@ class Replay:
     def _remembered(self, message: Mapping[str, Any], payload: memoryview) -> None:
         self.books.policy_memory = message["memory"]
 
+    def _cut_pending(self) -> None:
+        """Cut what waits as long as its layout is there: it may be applied to other parameters of the same layout."""
+        layout = self.holder.layout
+        if layout is not None:
+            for gradient in self.pending.values():
+                if gradient.fingerprint == layout.fingerprint:
+                    recut(layout, gradient)
+
     def _set(self, message: Mapping[str, Any], payload: memoryview) -> None:
+        self._cut_pending()
         layout = Layout.from_frame(message["layout"])
         arenas = [lasting_empty(arena.size, arena.dtype) for arena in layout.arenas]
         fill(layout, _cut(layout, payload), arenas)
@@ -258,6 +267,7 @@ class Replay:
         self.books.generation = message["generation"]
 
     def _absent(self, message: Mapping[str, Any], payload: memoryview) -> None:
+        self._cut_pending()
         self.holder.clear()
         self.books.repeatable = []
         self.books.generation = message["generation"]
@@ -280,6 +290,9 @@ class Replay:
         self.books.is_running = message["running"]
 
     def _destroyed(self, message: Mapping[str, Any], payload: memoryview) -> None:
+        if self.holder.version == self._until:
+            self.is_done = True  # who goes back to the last version wants it back
+            return
         self.holder.clear()
         self.books.generation = message["generation"]
         self.books.is_running = False

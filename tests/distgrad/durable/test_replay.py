@@ -236,7 +236,7 @@ def test_stopping_starting_and_destroying_are_remembered() -> None:
 
 
 def configured(player: Player, **keys: Any) -> None:
-    told = {"mode": "descent", "rule": None, "policy": ["sync", {"workers": 2}], "weighing": {}}
+    told: dict[str, Any] = {"mode": "descent", "rule": None, "policy": ["sync", {"workers": 2}], "weighing": {}}
     player.record("configured", NOTHING, **{**told, **keys})
 
 

@@ -118,7 +118,7 @@ def recover(
 
 
 def _check_queue(replay: Replay, path: str) -> None:
-    """Stop where gradients are missing that were accepted before a checkpoint: their workers will not send them again."""
+    """Stop where accepted gradients are missing: their workers will not send them again."""
     for member in replay.books.members.values():
         numbers = range(member.decided + 1, member.accepted + 1)
         missing = [n for n in numbers if (member.worker, n) not in replay.pending and n not in member.ahead]

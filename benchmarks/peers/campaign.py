@@ -1,7 +1,7 @@
 """Measure one cell of the table: every contender warmed up, rounds taken in turns, what came out checked.
 
 All contenders are up at once and take turns, round by round (A B C A B C), so that a change in the machine's load
-meets all of them; those that wait do nothing. Where memory does not hold all of them, each is started anew for each of
+meets all of them; those that wait do nothing, and are stopped if they spin while they wait. Where memory does not hold all of them, each is started anew for each of
 its rounds, in the same turns, and the record says so (``apart``). What warms up is not counted.
 """
 
@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import signal
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from benchmarks.peers.contender import Contender
-from benchmarks.peers.processes import end_orphans
+from benchmarks.peers.processes import end_orphans, signal_all
 from benchmarks.peers.team import Report, Round, Team
 from benchmarks.peers.work import Cell
 
@@ -93,18 +94,21 @@ def _measure_together(cell: Cell, records: list[Record], settings: Settings) -> 
         for record in records:
             with _failing(record):
                 stack.enter_context(record.processes)
-                teams.append((record, record.processes.enter_context(record.contender.start(cell))))
+                team = record.processes.enter_context(record.contender.start(cell))
+                record.processes.callback(signal_all, team.pids, signal.SIGCONT)  # or it could not end
+                with _turn(record, team):
+                    teams.append((record, team))
         for record, team in teams:
-            with _failing(record):
+            with _failing(record), _turn(record, team):
                 record.count = _warm_up(team, settings.round_s)
         for number in range(settings.rounds):
             for record, team in _rotated(teams, number):
                 if record.failure is None:
-                    with _failing(record):
+                    with _failing(record), _turn(record, team):
                         record.rounds.append(team.run(record.count))
         for record, team in teams:
             if record.failure is None:
-                with _failing(record):
+                with _failing(record), _turn(record, team):
                     record.report = team.check()
                     record.failure = record.report.problem
     end_orphans(settings.kept)
@@ -125,6 +129,19 @@ def _measure_apart(cell: Cell, records: list[Record], settings: Settings) -> Non
                 report.lag = max(report.lag, record.report.lag)
                 record.report, record.failure = report, report.problem
             end_orphans(settings.kept)
+
+
+@contextlib.contextmanager
+def _turn(record: Record, team: Team) -> Iterator[None]:
+    """Let a contender's processes run, if they must be stopped while others have their turn."""
+    if not record.contender.is_restless:
+        yield
+        return
+    signal_all(team.pids, signal.SIGCONT)
+    try:
+        yield
+    finally:
+        signal_all(team.pids, signal.SIGSTOP)
 
 
 def _rotated(all_of_them: list[_T], number: int) -> list[_T]:

@@ -37,6 +37,8 @@ class Contender:
         Tells why it cannot run here, or None.
     listens : bool
         Whether it listens beyond loopback by itself, and so runs only in a network of its own.
+    is_restless : bool
+        Whether its processes keep a core busy while they wait for their turn; then they are stopped meanwhile.
     packages : tuple of str
         Distributions whose versions belong in the record.
     note : str
@@ -50,6 +52,7 @@ class Contender:
     start: Callable[[Cell], AbstractContextManager[Team]]
     missing: Callable[[], str | None] = _nothing_missing
     listens: bool = False
+    is_restless: bool = False
     packages: tuple[str, ...] = ()
     note: str = ""
 

@@ -114,7 +114,7 @@ def run_server(connection: Connection, cell: Cell, path: Path, notices: Connecti
         nonlocal current
         rank = os.read(incoming, 1)[0]
         free = next(number for number in range(len(region.versions)) if number != current and number not in held)
-        update.apply_beside(region.versions[free], region.versions[current], [region.slots[rank]])
+        update.apply_beside(region.versions[free], region.versions[current], region.slots[rank])
         current = free
         return rank
 

@@ -1,8 +1,8 @@
 """Floors of bare ZeroMQ over TCP, with all that distgrad does to be fast and none of what makes it safe.
 
-- *PUSH/PULL*: gradients go one way and parameters the other as messages of 1 MiB parts, lent on both sides;
-  ``mallopt`` keeps freed memory; no high-water mark. The server applies from the parts, beside the current version,
-  so that one can be lent while the next one is made; the worker copies the parts into one array.
+- *PUSH/PULL*: gradients go one way and parameters the other as messages of 1 MiB parts; ``mallopt`` keeps freed memory;
+  no high-water mark. Large arrays are lent on both sides, and the server writes the next version beside the one that it
+  has lent; others are copied. It applies from the parts, and the worker receives them into one array.
 - *REQ/REP* (W4 alone): one request with the raw gradient, one reply with the raw parameters.
 
 Nothing is numbered, kept, checked or sent again.
@@ -24,8 +24,8 @@ from benchmarks.peers.work import DTYPE, Array, Cell
 from distgrad.sockets import Context, open_context
 
 _PART = (1 << 20) // DTYPE.itemsize
-_COPIED_BYTES = 1 << 16
-"""Up to here copying is cheaper than lending (pyzmq's own threshold)."""
+_COPIED_BYTES = 16 << 20
+"""Up to here ZeroMQ's copying, in 1 MiB parts, costs less than pyzmq's telling that a part is free again (measured)."""
 
 
 def cut(array: Array) -> list[Array]:
@@ -73,9 +73,8 @@ class Pushed(Link):
     def exchange(self) -> Array:
         """Wait for the parameters; then the gradient is free again as well."""
         self._gradients.send_multipart(self._message, copy=self._copies)
-        frames: list[Any] = self._versions.recv_multipart(copy=False)
-        for part, frame in zip(self._parts, frames, strict=True):
-            part[:] = np.frombuffer(frame.buffer, DTYPE)
+        for part in self._parts:
+            self._versions.recv_into(part)
         return self._parameters
 
 
@@ -104,8 +103,8 @@ class Asked(Link):
         return np.frombuffer(self._socket.recv(), DTYPE)
 
 
-class Versions:
-    """Versions of the parameters beside each other: one is current, others are still being sent.
+class Current:
+    """One version of the parameters, changed in place; ZeroMQ copies it.
 
     Parameters
     ----------
@@ -115,33 +114,51 @@ class Versions:
 
     def __init__(self, cell: Cell) -> None:
         self._update = Update(cell)
-        self._free: list[Array] = [zeros(cell.size) for _ in range(cell.workers + 1)]
+        self._parts = cut(self._update.parameters)
+
+    def apply(self, *parts: Array) -> None:
+        """Change it."""
+        self._update.apply(*parts)
+
+    def send(self, socket: Any) -> None:
+        """Send it."""
+        socket.send_multipart(self._parts)
+
+
+class Versions:
+    """Versions of the parameters beside each other: one is current, ZeroMQ still has others.
+
+    Parameters
+    ----------
+    cell : Cell
+        What is done.
+    """
+
+    def __init__(self, cell: Cell) -> None:
+        self._update = Update(cell)
+        self._current = zeros(cell.size)
+        self._free = [zeros(cell.size) for _ in range(cell.workers + 1)]
         self._lent: list[tuple[Array, list[Any]]] = []
         self._trackers: list[Any] = []
-        self.current = zeros(cell.size)
 
-    def apply(self, parts: list[Array]) -> None:
+    def apply(self, *parts: Array) -> None:
         """Make the next version from the current one."""
         while not self._free:
             self._collect()
         out = self._free.pop()
-        self._update.apply_beside(out, self.current, parts)
-        self._lent.append((self.current, self._trackers))
-        self.current, self._trackers = out, []
+        self._update.apply_beside(out, self._current, *parts)
+        self._lent.append((self._current, self._trackers))
+        self._current, self._trackers = out, []
         self._collect()
 
-    def lend(self, tracker: Any) -> None:
-        """Note that the current version is being sent."""
-        self._trackers.append(tracker)
+    def send(self, socket: Any) -> None:
+        """Lend the current version to ZeroMQ."""
+        self._trackers.append(socket.send_multipart(cut(self._current), copy=False, track=True))
 
     def _collect(self) -> None:
-        still = []
-        for version, trackers in self._lent:
-            if all(tracker.done for tracker in trackers):
-                self._free.append(version)
-            else:
-                still.append((version, trackers))
-        self._lent = still
+        is_free = [all(tracker.done for tracker in trackers) for _, trackers in self._lent]
+        self._free += [version for (version, _), free in zip(self._lent, is_free, strict=True) if free]
+        self._lent = [one for one, free in zip(self._lent, is_free, strict=True) if not free]
 
 
 def run_pushed_worker(connection: Connection, cell: Cell, rank: int, *ports: int) -> None:
@@ -161,20 +178,15 @@ def run_pushed_server(connection: Connection, cell: Cell) -> None:
     gradients, port = bound(context, zmq.PULL)
     replies = [bound(context, zmq.PUSH) for _ in range(cell.workers)]
     connection.send([port, *[reply_port for _, reply_port in replies]])
-    copies = cell.n_bytes <= _COPIED_BYTES
-    versions = Versions(cell)
+    parameters = Current(cell) if cell.n_bytes <= _COPIED_BYTES else Versions(cell)
 
     def receive() -> int:
         who, *frames = gradients.recv_multipart(copy=False)
-        versions.apply([np.frombuffer(frame.buffer, DTYPE) for frame in frames])
+        parameters.apply(*[np.frombuffer(frame.buffer, DTYPE) for frame in frames])
         return int(who.bytes[0])
 
     def reply(rank: int) -> None:
-        socket = replies[rank][0]
-        if copies:
-            socket.send(versions.current)
-        else:
-            versions.lend(socket.send_multipart(cut(versions.current), copy=False, track=True))
+        parameters.send(replies[rank][0])
 
     serve(connection, cell, receive, reply)
     context.destroy(linger=0)

@@ -173,6 +173,7 @@ CONTENDERS = (
         start,
         needs("ray"),
         listens=True,
+        is_restless=True,
         packages=("ray",),
         note="The driver passes references; arrays are in shared memory.",
     ),

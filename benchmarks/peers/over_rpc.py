@@ -26,6 +26,7 @@ from benchmarks.peers.update import Update
 from benchmarks.peers.work import Array, Cell
 
 _SERVER = "server"
+_ENVIRONMENT = {"TP_SOCKET_IFNAME": "lo", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
 
 class Server:
@@ -98,10 +99,14 @@ class Called(Link):
         return parameters
 
 
+def prepare() -> None:
+    """Tell torch, before it is imported, where to listen, and not to tell of its own deprecations and of every end."""
+    os.environ |= _ENVIRONMENT
+    warnings.simplefilter("ignore")
+
+
 def join(cell: Cell, name: str, rank: int, folder: str, is_tcp: bool) -> Any:
     """Make this process a member; the others are found by a file."""
-    os.environ |= {"TP_SOCKET_IFNAME": "lo", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    warnings.simplefilter("ignore")  # of torch, about itself
     rpc: Any = importlib.import_module("torch.distributed.rpc")
     globals()["step"] = rpc.functions.async_execution(step)
     held = {"_transports": ["uv"], "_channels": ["basic"]} if is_tcp else {}
@@ -111,12 +116,14 @@ def join(cell: Cell, name: str, rank: int, folder: str, is_tcp: bool) -> Any:
 
 
 def run_worker(connection: Connection, cell: Cell, rank: int, folder: str, is_tcp: bool) -> None:
+    prepare()
     rpc = join(cell, f"worker{rank}", rank + 1, folder, is_tcp)
     work(connection, cell, rank, Called(cell, rpc))
     rpc.shutdown(graceful=False)
 
 
 def run_server(connection: Connection, cell: Cell, folder: str, is_tcp: bool) -> None:
+    prepare()
     Server.here = Server(cell)
     rpc = join(cell, _SERVER, 0, folder, is_tcp)
     take_part(connection, lambda count: None)
@@ -148,6 +155,7 @@ CONTENDERS = (
         functools.partial(start, is_tcp=False),
         needs("torch"),
         listens=True,
+        is_restless=True,  # without TCP, TensorPipe polls
         packages=("torch",),
         note=NOTE,
     ),

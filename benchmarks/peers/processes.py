@@ -33,6 +33,22 @@ def cpu_s(roots: Sequence[int]) -> float:
     return sum(used for pid, (_, used) in known.items() if _descends(pid, set(roots), known)) / ticks
 
 
+def signal_all(roots: Sequence[int], number: signal.Signals) -> None:
+    """Send a signal to processes and to all that they started.
+
+    Parameters
+    ----------
+    roots : sequence of int
+        Process ids.
+    number : Signals
+        SIGSTOP or SIGCONT.
+    """
+    known = {pid: (parent, used) for pid, parent, used in _processes()}
+    for pid in [pid for pid in known if _descends(pid, set(roots), known)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def adopt_orphans() -> None:
     """Become the parent of whatever children leave behind, so that `end_orphans` finds it."""
     if sys.platform.startswith("linux"):

@@ -1,10 +1,12 @@
 """The parameters on a server's side, and the one kernel that every contender applies gradients with.
 
-It is distgrad's own, in place and on as many threads as pay: as fast as NumPy in place or torch for ``p - g``, and
-faster than torch's fused Adam. So nobody loses time by a slower kernel than ours, and what remains is transport.
+It is distgrad's own, on as many threads as pay: as fast as NumPy in place or torch for ``p - g``, and faster than
+torch's fused Adam. So nobody loses time by a slower kernel than ours, and what remains is transport.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -32,36 +34,46 @@ class Update:
         self._executor = Executor(threads)
         self._kernel = self._executor.kernel(self._rule.kernel, DTYPE)
         self._splits = self._executor.splits(self._kernel, cell.n_bytes)
-        self._word = sign_mask(DTYPE)
         self._state = [zeros(cell.size) for _ in self._rule.slots]
         self._step = 0
-        self._numbers = np.zeros(0, DTYPE)
+        self._constants = (np.zeros(0, DTYPE), sign_mask(DTYPE))
         self.parameters = zeros(cell.size)
 
-    def apply(self, gradient: Array) -> None:
+    def apply(self, *parts: Array) -> None:
         """Change the parameters in place.
 
         Parameters
         ----------
-        gradient : ndarray of float32, shape (size,)
-            May be read-only and unaligned.
+        *parts : ndarray of float32
+            The gradient, cut where one likes; may be read-only and unaligned.
         """
         self.begin()
-        if not self._splits:
-            self._kernel.in_place(self.parameters, gradient, *self._state, self._numbers, self._word)
-            return
-        pieces = [slice(low, low + _PIECE) for low in range(0, gradient.size, _PIECE)]
-        calls = [
-            (self.parameters[piece], gradient[piece], *[state[piece] for state in self._state], *self._constants)
-            for piece in pieces
-        ]
-        self._executor.run(self._kernel.in_place, calls, split=True)
+        if len(parts) == 1 and not self._splits:
+            self._kernel.in_place(self.parameters, parts[0], *self._state, *self._constants)
+        else:
+            self._executor.run(self._kernel.in_place, self._calls([self.parameters], parts), split=self._splits)
+
+    def apply_beside(self, out: Array, old: Array, *parts: Array) -> None:
+        """Write the next version beside another one.
+
+        Parameters
+        ----------
+        out, old : ndarray of float32, shape (size,)
+            The next version, and the one that it is made from.
+        *parts : ndarray of float32
+            The gradient, cut where one likes.
+        """
+        self.begin()
+        if len(parts) == 1 and not self._splits:
+            self._kernel.beside(out, old, parts[0], *self._state, *self._constants)
+        else:
+            self._executor.run(self._kernel.beside, self._calls([out, old], parts), split=self._splits)
 
     def begin(self) -> None:
         """Prepare for a gradient that comes in parts."""
         self._step += 1
         if self._step == 1 or self._rule.varies:
-            self._numbers = np.array(self._rule.numbers(1.0, self._step), DTYPE)
+            self._constants = (np.array(self._rule.numbers(1.0, self._step), DTYPE), self._constants[1])
 
     def apply_part(self, low: int, part: Array) -> None:
         """Change some of the parameters in place; after `begin`, on this thread.
@@ -77,31 +89,15 @@ class Update:
         states = [state[own] for state in self._state]
         self._kernel.in_place(self.parameters[own], part, *states, *self._constants)
 
-    def apply_beside(self, out: Array, old: Array, parts: list[Array]) -> None:
-        """Write the next version beside another one.
-
-        Parameters
-        ----------
-        out, old : ndarray of float32, shape (size,)
-            The next version, and the one that it is made from.
-        parts : list of ndarray
-            The gradient, cut where it likes.
-        """
-        self.begin()
-        calls, low = [], 0
+    def _calls(self, arrays: Sequence[Array], parts: Sequence[Array]) -> Iterator[tuple[Array, ...]]:
+        low = 0
         for part in parts:
-            for start in range(0, part.size, _PIECE if self._splits else max(part.size, 1)):
-                piece = part[start : start + _PIECE] if self._splits else part
+            for first in range(0, part.size, _PIECE):
+                piece = part[first : first + _PIECE]
                 own = slice(low, low + piece.size)
-                calls.append(
-                    (out[own], old[own], piece, *[state[own] for state in self._state], *self._constants),
-                )
+                states = [state[own] for state in self._state]
+                yield (*[array[own] for array in arrays], piece, *states, *self._constants)
                 low += piece.size
-        self._executor.run(self._kernel.beside, calls, split=self._splits)
-
-    @property
-    def _constants(self) -> tuple[Array, Array]:
-        return self._numbers, self._word
 
 
 def zeros(size: int) -> Array:

@@ -306,7 +306,6 @@ class ControlClient:
                     self._pace = max(self._pace / 2, _SLOWEST_BYTES_PER_S)
             self._drop_socket()
             self._transmit(*self._unanswered.values())
-        # Whoever keeps the request does not keep the memory of its reply.
         reply, pending.reply = pending.reply, None
         if not reply.header.get("ok"):
             raise self._error(reply.header)
@@ -314,12 +313,10 @@ class ControlClient:
 
     def _is_put_off(self, pending: Pending) -> bool:
         """Ask again for what was done and only waits for the broker's disk, as long as there is time."""
-        assert pending.reply is not None  # the caller has looked
         is_late = time.monotonic() >= pending.asked_at + pending.patience_s
-        if pending.reply.header.get("error") != "pending" or is_late:
+        if pending.reply is None or is_late or pending.reply.header.get("error") != "pending":
             return False
-        pending.reply = None
-        self._unanswered[pending.id] = pending
+        pending.reply, self._unanswered[pending.id] = None, pending
         self._transmit(pending)
         return True
 
@@ -372,7 +369,8 @@ class ControlClient:
         pending = self._unanswered.pop(key, None) if type(key) is int else None
         if pending is None:
             return
-        self._learn(header)
+        if isinstance(incarnation := header.get("incarnation"), str):
+            self.incarnation = incarnation
         pending.reply = Reply(header, [frame.buffer for frame in frames[2:]])
         received = sum(part.nbytes for part in pending.reply.frames)
         self._answered_at = time.monotonic()
@@ -381,11 +379,6 @@ class ControlClient:
             elapsed = max(self._answered_at - pending.sent_at, 1e-6)
             measured = (self._received_bytes - pending.received_before) / elapsed
             self._pace = min(max(measured / 2, _SLOWEST_BYTES_PER_S), PACE_BYTES_PER_S)
-
-    def _learn(self, header: Mapping[str, Any]) -> None:
-        incarnation = header.get("incarnation")
-        if isinstance(incarnation, str):
-            self.incarnation = incarnation
 
     def _error(self, header: Mapping[str, Any]) -> Exception:
         error = from_code(str(header.get("error")), str(header.get("message")))

@@ -10,6 +10,7 @@ from distgrad.errors import (
     BrokerUnreachable,
     ConfigError,
     ControlError,
+    DataDamaged,
     Destroyed,
     DistgradError,
     GradientRefused,
@@ -35,6 +36,8 @@ CODES = [
     "revoked",
     "invalid",
     "failed",
+    "pending",
+    "history_lost",
     "destroyed",
 ]
 
@@ -48,6 +51,8 @@ def example(kind: type[DistgradError]) -> DistgradError:
         return kind("a sentence", leaf="a.b")
     if issubclass(kind, GradientRefused):
         return kind("not_finite", "a sentence", leaf="a.b", number=7)
+    if issubclass(kind, DataDamaged):
+        return kind("a sentence", path="a/file", offset=64, hint="a hint")
     return kind("a sentence", hint="a hint")
 
 

@@ -62,7 +62,14 @@ def train(
     return [(kind, number, cursor) for kind, number, cursor in whole]
 
 
-@pytest.mark.parametrize("rule", ["none", "momentum", "adam"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        pytest.param("none", marks=pytest.mark.slow),
+        pytest.param("momentum", marks=pytest.mark.slow),
+        "adam",
+    ],
+)
 def test_each_batch_counts_once_through_a_dozen_kills(tmp_path: Path, rule: str) -> None:
     seed = random.randrange(2**32)
     chance = random.Random(seed)

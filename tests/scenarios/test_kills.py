@@ -108,6 +108,7 @@ def test_a_few_kills_of_broker_and_workers_lose_and_double_nothing(tmp_path: Pat
     kill_at_random(tmp_path, 150, 3, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_few_kills_with_checkpoints_alone_lose_and_double_nothing(tmp_path: Path) -> None:
     kill_at_random(tmp_path, 100, 2, 2, "--durability", "checkpoint")

@@ -91,7 +91,14 @@ class Run:
             assert rebuilt.other_executors == []
 
 
-@pytest.mark.parametrize(("policy", "rule"), [("async", "adam"), ("sync", "momentum"), ("scaled", "none")])
+@pytest.mark.parametrize(
+    ("policy", "rule"),
+    [
+        ("async", "adam"),
+        pytest.param("sync", "momentum", marks=pytest.mark.slow),
+        pytest.param("scaled", "none", marks=pytest.mark.slow),
+    ],
+)
 def test_every_version_is_rebuilt_as_it_was_seen(tmp_path: Path, policy: str, rule: str) -> None:
     data = tmp_path / "data"
     with DurableBroker(data, *OPTIONS[policy], *RULES[rule]) as broker, Run(broker) as seen:

@@ -1,0 +1,321 @@
+"""Tests of `distgrad_broker.bookkeeping`: what policies remember, and states that a former broker had shown."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from distgrad.wire import State
+from distgrad_broker.bookkeeping import books_of
+from distgrad_broker.members import Member
+from support.core_kit import LAYOUT, ONE, frames_of
+from support.durable_kit import DurableKit
+
+CHECKPOINT, NONE = "checkpoint", "none"
+SYNC: dict[str, Any] = {"policy": "sync", "workers": 2}
+
+
+def applied(*numbers: int, **config: Any) -> DurableKit:
+    """Make a broker that has applied gradients of one worker, each computed on the version before it."""
+    kit = DurableKit(**config)
+    kit.greet()
+    for number in numbers:
+        kit.push(number, base=list(kit.state.name))
+        kit.work()
+    kit.write()
+    return kit
+
+
+def stepped(steps: int, **config: Any) -> DurableKit:
+    """Make a broker that has made steps of two workers."""
+    kit = DurableKit(**{**SYNC, **config})
+    kit.greet("a")
+    kit.greet("b")
+    for number in range(1, steps + 1):
+        step(kit, number)
+    kit.write()
+    return kit
+
+
+def step(kit: DurableKit, number: int, base: State | None = None) -> None:
+    for worker, value in (("b", 2.0), ("a", 1.0)):
+        kit.push(number, worker=worker, value=value * number, base=list(base or kit.state.name))
+    kit.work(2)
+
+
+# Policies
+
+
+def test_the_members_of_a_fixed_set_are_remembered() -> None:
+    for checkpointed in (False, True):
+        kit = stepped(1)
+        if checkpointed:
+            kit.checkpoint()
+
+        again = kit.crash(**SYNC)
+
+        assert again.state.policy.memory() == {"members": ["a", "b"]}
+        assert again.ask("status")["status"]["waits_for"] == ["a", "b"]
+
+
+def test_who_has_left_a_fixed_set_is_forgotten() -> None:
+    kit = stepped(1)
+    kit.written("leave", worker="a", session=kit.sessions["a"])
+
+    assert kit.crash(**SYNC).state.policy.memory() == {"members": ["b"]}
+
+
+def test_the_members_of_a_step_that_time_has_closed_are_remembered() -> None:
+    config: dict[str, Any] = {**SYNC, "quorum": 1, "grace": 0.5}
+    kit = DurableKit(**config)
+    kit.greet("a")
+    kit.push(1, worker="a", base=["one", 0, 0])
+    kit.work()
+    kit.write()
+    kit.wait(0.6)
+    assert kit.holder.version == 1
+    kit.write()
+
+    assert kit.crash(**config).state.policy.memory() == kit.state.policy.memory() == {"members": ["a"]}
+
+
+def test_a_member_whose_gradient_was_cleared_is_remembered() -> None:
+    kit = DurableKit(**SYNC)
+    kit.greet("a")
+    kit.push(1, worker="a", base=["one", 0, 0])
+    kit.work()
+    kit.written("clear")
+
+    assert kit.crash(**SYNC).state.policy.memory() == kit.state.policy.memory() == {"members": ["a"]}
+
+
+def test_a_policy_that_was_configured_anew_does_not_remember_the_former_ones_members() -> None:
+    kit = stepped(1)
+    kit.greet("c")
+    kit.written("configure", settings={"workers": 2})
+    kit.push(1, worker="c", base=list(kit.state.name))
+    kit.work()
+    kit.write()
+    assert [held.gradient.worker for held in kit.state.held] == ["c"]
+
+    again = kit.crash(**SYNC)
+    again.work()
+
+    assert [held.gradient.worker for held in again.state.held] == ["c"]
+
+
+def test_an_elastic_step_waits_for_recovered_workers_until_their_leases_end() -> None:
+    config: dict[str, Any] = {"policy": "sync", "workers_silent_after": 10.0}
+    kit = DurableKit(**config)
+    kit.greet("a")
+    kit.greet("b")
+
+    again = kit.crash(**config)
+    again.greet("a", session=kit.sessions["a"])
+    again.push(1, worker="a", base=["one", 0, 0])
+    again.work()
+    assert (again.holder.version, again.ask("status")["status"]["waits_for"]) == (0, ["b"])
+    again.wait(6.0)
+    again.beat("a")
+    again.wait(6.0)
+
+    assert again.holder.version == 1
+
+
+def test_gradients_that_were_held_are_offered_to_the_policy_of_the_new_start() -> None:
+    kit = DurableKit(**SYNC)
+    kit.greet("a")
+    kit.push(1, worker="a", base=["one", 0, 0])
+    kit.work()
+    kit.write()
+
+    again = kit.crash(policy="async")
+    again.work()
+
+    assert again.total == -8.0
+
+
+def test_a_policy_configured_while_gradients_are_held_gets_them_also_after_a_restart() -> None:
+    kit = DurableKit(**SYNC)
+    kit.greet("a")
+    kit.push(1, worker="a", base=["one", 0, 0])
+    kit.work()
+    kit.written("configure", settings={"policy": "async"})
+
+    again = kit.crash(**SYNC)
+
+    assert (again.state.policy.name, len(again.state.queue)) == ("async", 1)
+    again.work()
+    assert again.total == -8.0
+
+
+# States that were shown before
+
+
+@pytest.mark.parametrize(
+    ("config", "base", "outcome"),
+    [
+        ({}, ["one", 0, 1], "applied"),
+        ({}, ["one", 0, 3], "applied"),
+        ({}, ["never", 0, 1], "applied"),
+        ({"max_staleness": 1}, ["one", 0, 2], "applied"),
+        ({"max_staleness": 1}, ["one", 0, 1], "applied"),
+        ({"max_staleness": 1}, ["one", 0, 0], "superseded"),
+        ({"max_staleness": 1}, ["one", 0, 3], "superseded"),
+        ({"max_staleness": 1}, ["never", 0, 2], "superseded"),
+        ({"policy": "sync"}, ["one", 0, 2], "applied"),
+        ({"policy": "sync"}, ["one", 0, 1], "superseded"),
+        ({"policy": "sync"}, ["one", 0, 3], "superseded"),
+        ({"policy": "sync"}, ["never", 0, 2], "superseded"),
+        ({"policy": "sync", "workers": 1}, ["one", 0, 2], "applied"),
+        ({"policy": "sync", "workers": 1}, ["one", 0, 1], "superseded"),
+        ({"policy": "sync", "workers": 1}, ["never", 0, 2], "superseded"),
+    ],
+)
+def test_what_a_gradient_was_computed_on_is_judged_by_how_much_of_it_has_survived(
+    config: dict[str, Any], base: list[Any], outcome: str
+) -> None:
+    """The first broker had 2 updates on the disk, showed a third, and crashed."""
+    kit = applied(1, 2, **config)
+    kit.push(3, base=["one", 0, 2])
+    kit.work()
+    assert kit.state.name == State("one", 0, 3)
+
+    again = kit.crash(**config)
+    again.greet(session=kit.sessions["w"], lowest=3)
+    again.push(3, base=base)
+    again.work()
+    again.write()
+
+    assert again.member().settled == 3
+    assert again.state.outcomes - Counter(applied=2) == {outcome: 1}
+
+
+def test_staleness_counts_on_through_restarts() -> None:
+    kit = applied(1, 2)
+    again = kit.crash("two")
+    again.greet(session=kit.sessions["w"], lowest=3)
+    again.push(3, base=["two", 0, 2])
+    again.work()
+    again.write()
+
+    third = again.crash("three")
+    third.greet(session=again.sessions["w"], lowest=4)
+    third.push(4, base=["one", 0, 1])
+    third.push(5, base=["two", 0, 3])
+    third.work(2)
+
+    assert (third.member().staleness_sum, third.member().staleness_max) == (3, 2)
+
+
+def test_a_version_beyond_the_present_one_of_the_same_broker_is_refused() -> None:
+    kit = applied(1)
+    kit.push(2, base=["one", 0, 2])
+    kit.work()
+    kit.write()
+
+    assert kit.state.refused == {"from_the_future": 1}
+
+
+def test_parameters_replaced_after_a_restart_are_no_state_that_was_shown_before() -> None:
+    """The first broker showed its own new parameters, but a crash took them back before they were on the disk."""
+    kit = stepped(1)
+    kit.send("set", frames_of(LAYOUT, 5.0))
+    assert kit.state.generation == 1
+
+    again = kit.crash(**SYNC)
+    again.greet("a", session=kit.sessions["a"], lowest=2)
+    again.written("set", frames_of(LAYOUT, 100.0))
+    again.push(2, worker="a", base=["one", 1, 1])
+    again.work()
+    again.write()
+
+    assert again.state.outcomes["superseded"] == 1
+
+
+def test_parameters_replaced_after_a_restart_are_none_either_after_one_more() -> None:
+    kit = stepped(1)
+    kit.send("set", frames_of(LAYOUT, 5.0))
+
+    again = kit.crash(**SYNC)
+    again.written("set", frames_of(LAYOUT, 100.0))
+    third = again.crash("three", **SYNC)
+    third.greet("a", session=kit.sessions["a"], lowest=2)
+    third.push(2, worker="a", base=["one", 1, 1])
+    third.work()
+    third.write()
+
+    assert third.state.outcomes["superseded"] == 1
+
+
+def early_kit() -> tuple[DurableKit, DurableKit]:
+    """Crash a broker whose third step was shown and is not on the disk; give it, and the one after it."""
+    kit = stepped(2)
+    step(kit, 3)
+    assert kit.state.name == State("one", 0, 3)
+    again = kit.crash(**SYNC)
+    for worker in ("a", "b"):
+        again.greet(worker, session=kit.sessions[worker], lowest=3)
+    return kit, again
+
+
+def test_a_step_that_a_crash_took_back_comes_again_to_the_bit_and_what_was_computed_on_it_counts() -> None:
+    whole = stepped(4)
+    kit, again = early_kit()
+    shown = list(kit.state.name)
+
+    again.push(3, worker="a", value=3.0, base=["one", 0, 2])
+    again.push(4, worker="a", value=4.0, base=shown)
+    again.work(2)
+    again.push(3, worker="b", value=6.0, base=["one", 0, 2])
+    again.work(2)
+    again.push(4, worker="b", value=8.0, base=shown)
+    if again.member("a").accepted == 3:
+        again.push(4, worker="a", value=4.0, base=shown, attempt=2)
+    again.work(4)
+    again.write()
+
+    assert (again.holder.version, again.total) == (4, whole.total)
+    assert [again.member(worker).settled for worker in ("a", "b")] == [4, 4]
+
+
+def test_a_gradient_of_a_step_that_has_not_come_again_makes_nobody_send_it_in_vain() -> None:
+    """Its worker takes what it has to send five times for undeliverable, and ends."""
+    kit, again = early_kit()
+    again.push(3, worker="a", value=3.0, base=["one", 0, 2])
+    again.push(4, worker="a", value=4.0, base=list(kit.state.name))
+    again.work(2)
+
+    again.push(5, worker="a", value=5.0, base=["one", 0, 4])
+
+    assert not again.beat("a", sent=5)["resend"]
+
+
+# Cost
+
+
+class Counting(deque[Any]):
+    """Counts how often an element is looked at."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for each in super().__iter__():
+            self.looks += 1
+            yield each
+
+
+def test_the_books_of_many_workers_are_not_written_in_worker_times_gradient_steps() -> None:
+    """The loop waits for it: 0.8 s for 256 workers and 100,000 unsettled gradients."""
+    kit = DurableKit(durability=CHECKPOINT)
+    members = [Member(f"w{number}", None, False) for number in range(64)]
+    for member in members:
+        kit.state.members.add(member)
+    kit.state.unsettled = unsettled = Counting((1, members[number % 64], ONE, None) for number in range(1000))
+
+    books_of(kit.state)
+
+    assert unsettled.looks <= 10 * 1000

@@ -129,6 +129,7 @@ def cells(asked: argparse.Namespace) -> list[Cell]:
         if work != "W4"
         for size in sorted(asked.sizes)
         for workers in asked.workers
+        if work != "W3" or workers > 1  # a step of one worker has nobody to wait for
     ]
     return [*wide, *([Cell("W4", asked.latency_size, 1)] if "W4" in asked.work else [])]
 

@@ -1,8 +1,9 @@
 """Measure one cell of the table: every contender warmed up, rounds taken in turns, what came out checked.
 
 All contenders are up at once and take turns, round by round (A B C A B C), so that a change in the machine's load
-meets all of them; those that wait do nothing, and are stopped if they spin while they wait. Where memory does not hold all of them, each is started anew for each of
-its rounds, in the same turns, and the record says so (``apart``). What warms up is not counted.
+meets all of them; those that wait do nothing, or are stopped (SIGSTOP) if they would spin. Where memory does not hold
+all of them, each is started anew for each of its rounds, in the same turns, and the record says so (``apart``). What
+warms up is not counted.
 """
 
 from __future__ import annotations

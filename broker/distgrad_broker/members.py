@@ -149,8 +149,6 @@ class Members:
         self._incarnation = incarnation
         # The brokers before this one, by which sessions of theirs are told apart.
         self.lineage = Lineage()
-        # Whether every session that was ever told is on the disk.
-        self.keeps_sessions = False
         self._limit = limit
         self.lease_s = lease_s
         self._by_id: dict[str, Member] = {}
@@ -363,8 +361,8 @@ class Members:
         if member.origin is None:
             return True  # the current process came after the restart, this one is from before
         rank, own_rank = self.lineage.rank(incarnation), self.lineage.rank(member.origin[0])
-        if incarnation != member.origin[0] and (rank == own_rank or (rank < 0 and not self.keeps_sessions)):
-            return False  # neither is known, or this one is of a broker that left no trace
+        if incarnation != member.origin[0] and rank < 0:
+            return False  # of a broker that left no trace, or whose work was set aside
         return (rank, counter) < (own_rank, member.origin[1])
 
 

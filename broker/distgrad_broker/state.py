@@ -67,7 +67,6 @@ class CoreState:
         self.durability = NONE if data is None else data.durability
         self.records: Records | None = None
         if data is not None and self.durability != NONE:
-            self.members.keeps_sessions = True
             self.records = Records(data.sequence, keeps_gradients=self.durability == JOURNAL)
         # What is decided and not on the disk yet: its mark, and what settles it.
         self.unsettled: deque[tuple[int, Member, int, GradientRefused | None]] = deque()

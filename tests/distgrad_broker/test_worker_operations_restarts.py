@@ -206,7 +206,6 @@ def test_a_rollback_beyond_a_restart_loses_history_and_fences_nobody(lowest: int
     assert header.get("error") == expected
 
 
-@pytest.mark.xfail(reason="sessions of what was set aside are unknown, and so count as old", strict=True)
 def test_a_process_that_came_after_the_version_that_is_gone_back_to_is_not_taken_for_an_old_one() -> None:
     """The folder knows only its predecessor, which is dead."""
     kit = pushed(1, 2)

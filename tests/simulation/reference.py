@@ -185,12 +185,14 @@ class Reference:
                 del self.workers[keys["worker"]]
         elif kind == "set":
             self._set(_FRAMES[keys["layout"]], b"".join(payload))
-            self.generation, self.version = keys["generation"], keys["version"]
+            self.generation = keys["generation"]
         elif kind == "absent":
             self.layout, self.arenas, self.moments, self.steps = None, [], [], 0
             self.generation = keys["generation"]
         elif kind == "configured":
             self._configure(keys)
+        elif kind == "remembered":
+            pass  # what a policy remembers is its own
         elif kind in ("began", "running"):
             self.is_running = keys["running"]
         else:

@@ -23,7 +23,7 @@ RESULTS = harness.RESULTS / "peers.json"
 IMAGES = harness.ROOT / "docs" / "images"
 SIZES, WORKERS, LATENCY_SIZE = (10_000, 1_000_000, 25_000_000), (1, 2, 4), 10_000
 TINY_SIZES, TINY_WORKERS = (2_000, 300_000), (1, 2)
-ROUNDS, ROUND_S, TINY_ROUNDS, TINY_ROUND_S = 7, 1.0, 2, 0.02
+ROUNDS, ROUND_S, TINY_ROUNDS, TINY_ROUND_S = 5, 1.0, 2, 0.02
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

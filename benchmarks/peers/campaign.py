@@ -26,8 +26,8 @@ from benchmarks.peers.processes import end_orphans, signal_all
 from benchmarks.peers.team import Report, Round, Team
 from benchmarks.peers.work import Cell
 
-_PROCESS_BYTES = 150 << 20
-_MIN_EXCHANGES = 2
+_PROCESS_BYTES = 60 << 20
+_MIN_EXCHANGES = 3
 _T = TypeVar("_T")
 
 
@@ -122,7 +122,7 @@ def _measure_apart(cell: Cell, records: list[Record], settings: Settings) -> Non
                 continue
             with _failing(record), record.contender.start(cell) as team:
                 if record.count:
-                    team.run(max(1, record.count // 2))
+                    team.run(record.count)
                 else:
                     record.count = _warm_up(team, settings.round_s)
                 record.rounds.append(team.run(record.count))
@@ -209,9 +209,10 @@ def _result(cell: Cell, record: Record, apart: bool, load: float) -> dict[str, A
 
 def _fits(cell: Cell, n_contenders: int) -> bool:
     """Tell whether memory holds all contenders at once: arrays of theirs, messages under way, Python and libraries."""
-    each = (6 + 4 * cell.workers) * cell.n_bytes + (1 + cell.workers) * _PROCESS_BYTES
+    n_arrays = 3 + 3 * cell.workers + 2 * (cell.work == "W2")
+    each = n_arrays * cell.n_bytes + (1 + cell.workers) * _PROCESS_BYTES
     match = re.search(r"MemAvailable:\s+(\d+) kB", _meminfo())
-    return match is None or n_contenders * each < 0.7 * int(match.group(1)) * 1024
+    return match is None or n_contenders * each < 0.8 * int(match.group(1)) * 1024
 
 
 def _meminfo() -> str:

@@ -17,11 +17,11 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint con
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow faults simulate fmt lint types bench docs build clean
+.PHONY: help demo test test-slow faults simulate mutations fmt lint types bench bench-peers docs build clean
 
 help: ## list the commands
 	@awk 'BEGIN { FS = ":.*## "; print "make demo test ... (ARGS=... goes to the program behind a command)\n" } \
-		/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+		/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.ready-demo,fast ## train on handwritten digits: a broker and four workers on this machine
 	$(PY) -m distgrad demo $(ARGS)
@@ -39,6 +39,9 @@ faults: $(VENV)/.ready-test ## real processes that are killed, frozen and cut of
 simulate: $(VENV)/.ready-test ## brokers and workers in a simulated world that fails them (SEEDS=10000 FIRST=0 JOBS=2)
 	PYTHONPATH=tests $(PY) -m simulation.run --seeds $(SEEDS) --first $(FIRST) --jobs $(JOBS) $(ARGS)
 
+mutations: $(VENV)/.ready-test ## faults planted in a copy of the code: does the simulation find them? (ARGS="--seconds 20")
+	PYTHONPATH=tests $(PY) -m simulation.mutations $(ARGS)
+
 fmt: $(VENV)/.ready-dev ## format the code, and mend what the linter can
 	$(PY) -m ruff format $(CHECKED)
 	$(PY) -m ruff check --fix $(CHECKED)
@@ -55,6 +58,9 @@ types: $(VENV)/.ready-dev ## mypy --strict over code and tests
 
 bench: $(VENV)/.ready-test ## the benchmarks, each beside its floor (TINY=1: only to see that they run)
 	$(PY) -m benchmarks.run $(if $(TINY),--tiny) $(ARGS)
+
+bench-peers: $(VENV)/.ready-peers ## distgrad beside Ray, torch, MPI and bare floors (TINY=1; ARGS="--only NAMES --work W1,W3")
+	$(PY) -m benchmarks.peers $(if $(TINY),--tiny) $(ARGS)
 
 docs: $(VENV)/.ready-test ## links, commands, options and examples in the documentation
 	$(PY) -m pytest tests/test_docs.py $(ARGS)

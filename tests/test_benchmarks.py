@@ -21,6 +21,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_each_benchmark_runs_and_reports_one_line_of_json(name: str) -> None:
     if name == "memory" and not sys.platform.startswith("linux"):
@@ -58,6 +59,7 @@ def test_every_result_that_is_kept_belongs_to_a_benchmark_and_tells_where_it_com
             assert result["commit"]
 
 
+@pytest.mark.slow
 def test_the_comparison_of_policies_runs() -> None:
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install 'distgrad[demo]'")
     command = [sys.executable, "-m", "benchmarks.stragglers", "--tiny"]

@@ -25,7 +25,8 @@ OF_ONE_LIBRARY = [
     ["pipe", "zmq-pickle", "zmq-raw"],
     ["floor-shm", "floor-shm-copy", "floor-zmq", "floor-socket", "floor-copy", "floor-kernel", "floor-reqrep"],
     ["mpi4py"],
-    ["rpc", "rpc-tcp", "gloo"],
+    ["rpc", "rpc-tcp"],
+    ["gloo"],
     ["ray"],
 ]
 
@@ -45,8 +46,9 @@ def test_every_contender_is_run_by_these_tests_or_says_why_it_cannot() -> None:
         assert CONTENDERS[name].missing() is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", OF_ONE_LIBRARY, ids=lambda names: names[0])
-@pytest.mark.parametrize("works", ["W1", "W2,W3,W4"])
+@pytest.mark.parametrize("works", ["W1", "W2,W3", "W4"])
 def test_contenders_do_the_work_and_report_a_line_of_json_for_each(names: list[str], works: str) -> None:
     missing = {name: reason for name in names if (reason := CONTENDERS[name].missing())}
     if missing:
@@ -66,6 +68,7 @@ def test_contenders_do_the_work_and_report_a_line_of_json_for_each(names: list[s
         assert {"low", "high", "lag", "machine", "python", "versions", "commit", "load_before"} <= set(result)
 
 
+@pytest.mark.slow
 def test_gradients_that_are_pushed_in_parts_arrive_whole() -> None:
     """From 1 MiB on there are several parts, and no part ends where the gradient does."""
     ended = run("--tiny", "--sizes", "300000", "--workers", "1", "--work", "W1", "--only", "distgrad,floor-zmq")
@@ -189,7 +192,7 @@ def test_pictures_and_tables_are_made_of_a_file_that_was_kept(tmp_path: Path) ->
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processor time is read from /proc")
 def test_processor_time_counts_what_a_process_has_started() -> None:
-    inner = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass\nprint(flush=True); input()"
+    inner = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True); input()"
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
     with subprocess.Popen(
         [sys.executable, "-c", outer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

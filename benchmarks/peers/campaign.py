@@ -95,8 +95,7 @@ def _measure_together(cell: Cell, records: list[Record], settings: Settings) -> 
         for record in records:
             with _failing(record):
                 stack.enter_context(record.processes)
-                team = record.processes.enter_context(record.contender.start(cell))
-                record.processes.callback(signal_all, team.pids, signal.SIGCONT)  # or it could not end
+                team = record.processes.enter_context(_running(record.contender, cell))
                 with _turn(record, team):
                     teams.append((record, team))
         for record, team in teams:
@@ -120,7 +119,7 @@ def _measure_apart(cell: Cell, records: list[Record], settings: Settings) -> Non
         for record in _rotated(records, number):
             if record.failure is not None:
                 continue
-            with _failing(record), record.contender.start(cell) as team:
+            with _failing(record), _running(record.contender, cell) as team:
                 if record.count:
                     team.run(record.count)
                 else:
@@ -130,6 +129,17 @@ def _measure_apart(cell: Cell, records: list[Record], settings: Settings) -> Non
                 report.lag = max(report.lag, record.report.lag)
                 record.report, record.failure = report, report.problem
             end_orphans(settings.kept)
+
+
+@contextlib.contextmanager
+def _running(contender: Contender, cell: Cell) -> Iterator[Team]:
+    with contender.start(cell) as team:
+        try:
+            yield team
+        finally:
+            if contender.is_restless:
+                signal_all(team.pids, signal.SIGCONT)  # or it could not end
+            team.end()
 
 
 @contextlib.contextmanager

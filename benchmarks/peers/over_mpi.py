@@ -127,8 +127,8 @@ class Rank:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def tell(self, count: int | None) -> None:
-        """Have it do `count` exchanges; None ends it."""
+    def tell(self, count: int) -> None:
+        """Have it do `count` exchanges."""
         self._connection.send(count)
 
     def hear(self, timeout_s: float = harness.START_S) -> Any:
@@ -173,9 +173,7 @@ def start(cell: Cell) -> Iterator[Team]:
         in_order = [members[number] for number in range(ranks)]
         workers = in_order if cell.steps_together else in_order[1:]
         yield Team(cell, workers, [] if cell.steps_together else in_order[:1], [process.pid])
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            for rank in in_order:
-                rank.tell(None)
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_ENDING_S)
 
 

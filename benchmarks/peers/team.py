@@ -20,6 +20,7 @@ from benchmarks.peers.update import zeros
 from benchmarks.peers.work import Array, Cell, Gradients
 
 PATIENCE_S = 120.0
+_END = -1
 
 
 class Member(Protocol):
@@ -111,12 +112,18 @@ class Team:
         notes = {key: value for report in reports for key, value in report.notes.items()}
         return Report(problems[0] if problems else None, max(report.lag for report in reports), notes)
 
+    def end(self) -> None:
+        """Have all members end; at once, because ending takes some of them seconds."""
+        for member in [*self.servers, *self.workers]:
+            with contextlib.suppress(OSError):  # it has ended
+                member.tell(_END)
+
 
 def take_part(connection: Connection, run: Callable[[int], Any], check: Callable[[], Report] | None = None) -> None:
     """In a process of a contender: say that it is ready, then do as it is told until the harness ends it."""
     connection.send("ready")
     with contextlib.suppress(EOFError):  # the harness is gone
-        while (count := connection.recv()) is not None:
+        while (count := connection.recv()) is not None and count != _END:
             connection.send(run(count) if count or check is None else check())
 
 

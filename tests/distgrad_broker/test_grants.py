@@ -228,6 +228,8 @@ def test_commitments_stay_within_the_budget_and_cover_what_is_queued(
     grants.rebalance(table)
     for action, who, amount in actions:
         member = table[who]
+        if action in ("echo", "old echo"):
+            member.state = LIVE  # who says something is back, before it is listened to
         if action == "echo":
             grants.echo(member, member.grant_seq, amount, amount % 2 * 1024, amount % 3)
         elif action == "old echo":

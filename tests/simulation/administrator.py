@@ -63,7 +63,7 @@ class Administrator:
         op, payload, keys, tries = self._commands.popleft()
         if not header["ok"] and header["error"] == "restarted" and tries < MAX_TRIES:
             self._commands.appendleft((op, payload, keys, tries + 1))
-        elif not header["ok"] and header["error"] not in ("failed", "restarted", "no_parameters"):
+        elif not header["ok"] and header["error"] not in ("failed", "pending", "restarted", "no_parameters"):
             raise Violation(f"{op} with {keys} is answered: {header['error']}, {header['message']}")
         if self._commands:
             self._ask()

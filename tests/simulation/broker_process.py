@@ -90,7 +90,7 @@ class BrokerProcess:
             world.pushes,
             keeps_gradients=data.settings.durability == "journal",
             is_exact=world.plan.is_exact,
-            note=partial(world.note, self.name),
+            note=None if world.trace is None else partial(world.note, self.name),
         )
         self.core = Core(settings, self.versions, data.policy, data.weighing, recovered=data.recovered, now=self.now)
         self.files = FileThread(self, data.writer)
@@ -98,6 +98,7 @@ class BrokerProcess:
         self._control: deque[tuple[tuple[bytes, ...], Frames]] = deque()
         self._gradients: deque[Frames] = deque()
         self._wakes_at: float | None = None
+        self._turns_from = 0.0
         self._is_closing = False
         self._ends_at = math.inf
         checks.check_core(self, data.recovered)
@@ -113,11 +114,12 @@ class BrokerProcess:
     # What comes from outside
 
     def wake(self, delay_s: float) -> None:
-        """Turn the loop at a time, if it does not turn before."""
-        at = self.world.now + delay_s
+        """Turn the loop at a time, if it does not turn before; a turn takes its time, and what comes then gathers."""
+        now = self.world.now
+        at = max(now + delay_s, self._turns_from)
         if self._wakes_at is None or at < self._wakes_at:
             self._wakes_at = at
-            self.world.at(delay_s, self._turn, at)
+            self.world.at(at - now, self._turn, at)
 
     def receive_gradients(self, batch: Sequence[Frames]) -> None:
         self._gradients.extend(batch)
@@ -140,6 +142,7 @@ class BrokerProcess:
             return
         self._wakes_at = None
         world = self.world
+        self._turns_from = world.now + world.plan.pace_s
         if world.now < self.frozen_until:
             self.wake(self.frozen_until - world.now)
             return
@@ -156,7 +159,7 @@ class BrokerProcess:
             world.broker_ended(self)
             return
         if self.core.has_work or self._control or self._gradients:
-            self.wake(world.plan.pace_s)
+            self.wake(0.0)
             return
         deadline = self.core.next_deadline()
         self.wake(IDLE_S if deadline is None else min(IDLE_S, max(1e-6, deadline - now)))
@@ -209,20 +212,20 @@ class BrokerProcess:
             self._handle(request, now)
             return
         self._write_records()
-        before = watch.sequence
+        before, session = watch.sequence, self._session_of(request)
         watch.cleared.clear()
         self._handle(request, now)
         self._write_records()
         if op == "hello":
-            self._check_forgotten(request.header["worker"])
+            if not watch.keeps_gradients and self._session_of(request) != session:
+                # Where there is no journal a new session takes back what was not decided before it, in order.
+                watch.reference.take_back(request.header["worker"])
         elif watch.cleared or watch.sequence > before:
             self.world.told.executed(request.header["client"], request.header["id"], watch.cleared, watch.sequence)
 
-    def _check_forgotten(self, worker: str) -> None:
-        """Forget what a predecessor left undecided, as a new session does where there is no journal."""
-        member, own = self.core.state.members.get(worker), self.watch.reference.workers.get(worker)
-        if member is not None and own is not None and member.accepted < own.accepted:
-            self.watch.reference.forget(worker)
+    def _session_of(self, request: RequestReceived) -> tuple[str, int] | None:
+        own = self.watch.reference.workers.get(request.header.get("worker", ""))
+        return None if own is None else own.session
 
     def _handle(self, event: Event | Gradient, now: float) -> None:
         self._step()

@@ -35,8 +35,17 @@ def check_state(broker: BrokerProcess) -> None:
                 f"{member.worker}: settled {member.settled}, decided {member.decided} ({own.decided}), "
                 f"accepted {member.accepted} ({own.accepted})"
             )
+        if member.applied + member.superseded + member.refused + member.cleared != len(own.outcomes):
+            raise Violation(
+                f"{member.worker}: {member.applied} applied, {member.superseded} superseded, {member.refused} refused, "
+                f"{member.cleared} cleared, but {len(own.outcomes)} were decided on"
+            )
     if committed > state.grants.budget_bytes or queued != state.queued_bytes:
         raise Violation(f"{committed} bytes committed, {queued} queued, {state.queued_bytes} counted")
+    if state.generation != broker.watch.reference.generation:
+        raise Violation(f"generation {state.generation}, not {broker.watch.reference.generation}")
+    if sum(state.refused.values()) != state.outcomes["refused"]:
+        raise Violation(f"{state.outcomes['refused']} were refused, but by reason: {state.refused}")
     deadline = broker.core.next_deadline()
     if deadline is not None and deadline > broker.now + 5.0:
         raise Violation(f"a request waits until {deadline - broker.now} s from now")
@@ -74,6 +83,8 @@ def check_recovery(world: World, data: OpenData, holder: ParameterHolder) -> Ref
 def check_core(broker: BrokerProcess, recovered: Recovered) -> None:
     """Compare the core's memory, as it begins, with what was recovered."""
     state, reference = broker.core.state, broker.watch.reference
+    if recovered.books.policy_memory and state.policy.memory() != recovered.books.policy_memory:
+        raise Violation(f"the policy begins with {state.policy.memory()}, not {recovered.books.policy_memory}")
     queued = [(gradient.worker, gradient.number) for gradient in state.queue]
     if queued != list(reference.pending):
         raise Violation(f"{queued} are queued after a restart, not {list(reference.pending)}")

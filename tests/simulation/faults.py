@@ -142,7 +142,12 @@ def _supersede_worker(world: World, random: Random) -> None:
         worker = random.choice(alive)
         if random.random() < 0.5:
             worker.frozen_until = world.now + random.uniform(SHORT_S, LONG_S)
-        world.join(worker.session.worker_id)
+        worker_id = worker.session.worker_id
+        successor = world.join(worker_id)
+        if random.random() < 0.4:
+            # It gets a session and does not hear of it: it asks again when the next one may have superseded it.
+            successor.link.deaf_until = world.now + random.uniform(0.3, LONG_S)
+            world.succeed(successor, random.choice([0.05, 0.3]))
 
 
 def _freeze_worker(world: World, random: Random) -> None:

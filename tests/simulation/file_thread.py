@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from distgrad.durable.disk_events import CheckpointEnded, RecordsWritten, WriteCheckpoint
 from distgrad.durable.disk_writer import DiskWriter, Written
 from distgrad.durable.records import Record
+from distgrad.durable.segment import segments
+from simulation.clockwork import Violation
 from support.sim_disk import Crash
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ class FileThread:
         self.is_dead = False
         self._jobs: list[Sequence[Record] | WriteCheckpoint] = []
         self._tickets: dict[int, tuple[int, int]] = {}
+        # The oldest record that each checkpoint needs, newest last.
+        self._needed: dict[str, int] = {}
+        self._first_needed = 0
         self._busy_until = 0.0
         self._posts_at = 0.0
         self._wakes_at: float | None = None
@@ -87,6 +92,7 @@ class FileThread:
         for job in jobs:
             if isinstance(job, WriteCheckpoint):
                 self._tickets[job.ticket] = job.checkpoint.sequence, job.checkpoint.version
+                self._first_needed = job.first_needed
                 self.writer.checkpoint(job)
             else:
                 self.writer.records(job)
@@ -100,7 +106,20 @@ class FileThread:
         elif isinstance(event, CheckpointEnded) and event.error is None:
             watch.durable_ticket = event.ticket
             watch.durable_checkpoint = self._tickets[event.ticket]
+            self._check_journal(event.path, watch.durable_checkpoint[0])
         if world.trace is not None:
             world.note(broker.name, str(event))
         self._posts_at = max(self._posts_at, world.now + world.disk_time(["sync"]))
         world.at(self._posts_at - world.now, broker.post, event)
+
+    def _check_journal(self, path: str, sequence: int) -> None:
+        """Check that the journal has what a checkpoint covers, and still has what any that is kept needs."""
+        broker = self.broker
+        if broker.watch.durable < sequence:
+            raise Violation(f"{path} is there, but the journal only up to {broker.watch.durable}")
+        self._needed.pop(path, None)
+        self._needed[path] = self._first_needed
+        kept = list(self._needed.values())[-broker.world.config.keep_checkpoints :]
+        found = segments(broker.disk, str(broker.world.config.data))
+        if found and found[0].first > min(kept):
+            raise Violation(f"the journal begins with {found[0].first}, but checkpoints need {kept}")

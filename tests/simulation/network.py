@@ -23,6 +23,8 @@ class Link:
         self.slow_until = 0.0
         self.cut_until = 0.0
         self.repeats_until = 0.0
+        # Until when replies are lost, but not requests.
+        self.deaf_until = 0.0
         # Whether what is sent while it is cut arrives afterwards; else it is lost.
         self.holds = False
 
@@ -84,7 +86,7 @@ class Network:
         """Send a reply to whoever asked."""
         world = self._world
         link = world.link_of(envelope)
-        if world.now < link.cut_until and not link.holds:
+        if world.now < link.deaf_until or (world.now < link.cut_until and not link.holds):
             return
         world.at(self._delay(link), world.deliver_reply, envelope, frames, broker)
 

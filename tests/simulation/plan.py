@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-GRADIENTS = 200
+GRADIENTS = 120
 """What the workers of a world push at least, between them."""
 
 # What can go wrong, and how often beside the others.
@@ -116,11 +116,15 @@ def make_plan(seed: int) -> Plan:
     if policy["policy"] in ("sync", "buffered"):
         queue_bytes = max(queue_bytes, 1_024 * (n_workers + 3))
     durability = random.choice(["journal", "journal", "journal", "checkpoint"])
+    sync_every = random.choice(["0", "0", "0", "0.005", "0.005", "0.03", "2KiB"])
+    if sync_every == "2KiB":
+        # What a worker may send must be enough for a sync, or each takes the second after which there is one anyway.
+        queue_bytes = max(queue_bytes, 20_000)
     broker = {
         "data": "/data",
         "durability": durability,
-        "sync_every": random.choice(["0", "0", "0", "0.005", "0.005", "0.03", "2KiB"]),
-        "checkpoint_updates": random.choice([8, 15, 30, 60]),
+        "sync_every": sync_every,
+        "checkpoint_updates": random.choice([5, 8, 15, 30]),
         "checkpoint_every": random.choice([0.2, 1.0, 300.0]),
         "checkpoint_journal": random.choice([6_000, 20_000, 2**31]),
         "keep_checkpoints": random.choice([1, 2, 2, 3]),
@@ -140,11 +144,11 @@ def make_plan(seed: int) -> Plan:
         n_workers=n_workers,
         quota=-(-GRADIENTS // n_workers),
         window_bytes=random.choice([None, None, None, 1, 3_000]),
-        pull_chance=random.choice([1.0, 1.0, 0.8] if policy["policy"] in ("sync", "bounded") else [0.05, 0.2, 0.5]),
+        pull_chance=random.choice([1.0, 0.9, 0.6] if policy["policy"] in ("sync", "bounded") else [0.05, 0.2, 0.5]),
         compute_s=random.choice([0.0, 0.002, 0.01]),
         latency_s=random.choice([0.0003, 0.001, 0.004]),
         sync_s=random.choice([0.0002, 0.002, 0.01]),
-        pace_s=random.choice([0.0002, 0.001, 0.004]),
+        pace_s=random.choice([0.001, 0.002, 0.005]),
         work=random.choice([1, 2, 16]),
         bad_chance=random.choice([0.0, 0.0, 0.02]),
         is_bytes=random.random() < 0.3,
@@ -178,5 +182,8 @@ def _incidents(random: Random, *, is_fixed: bool) -> list[Incident]:
     for kind in random.choices(list(COMMANDS), list(COMMANDS.values()), k=n_commands):
         if not (is_fixed and kind in ("leave", "configure policy")):
             drawn.append((random.randrange(5, GRADIENTS - 5), kind))
+    if random.random() < 0.6:
+        # Close behind something else: before the disk has it, perhaps, or before anybody was told.
+        drawn.append((random.choice(drawn)[0] + random.randrange(3), random.choice(ENDS_BROKER)))
     drawn.sort()
     return [Incident(index, at, kind, random.getrandbits(32)) for index, (at, kind) in enumerate(drawn)]

@@ -132,6 +132,16 @@ class Reference:
         own.accepted, own.cursor = own.decided, own.decided_cursor
         self.pending = {key: push for key, push in self.pending.items() if key[0] != worker}
 
+    def take_back(self, worker: str) -> None:
+        """Take back what was accepted of a worker, and what was decided ahead of it, but for what was applied."""
+        own = self.workers[worker]
+        self.forget(worker)
+        for number in list(own.ahead):
+            outcome = own.outcomes[number][0]
+            if outcome != "applied":
+                del own.ahead[number], own.outcomes[number]
+                self.outcomes[outcome] -= 1
+
     # What happens
 
     def accept(self, push: Push) -> None:

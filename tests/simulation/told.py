@@ -26,6 +26,8 @@ class Told:
         self.settled: dict[str, int] = {}
         self.sessions: dict[str, list[int]] = {}
         self.generated: set[str] = set()
+        # By worker: the newest session that somebody was told of, by incarnation and counter.
+        self._newest: dict[str, tuple[int, int]] = {}
         self._accepted: dict[str, int] = {}
         self._outcomes: dict[tuple[str, int], tuple[str, str | None, bytes | str]] = {}
         self._executed: dict[tuple[bytes, int], tuple[list[Push], int]] = {}
@@ -49,11 +51,16 @@ class Told:
     def hello(self, worker: str, uid: int, reply: Mapping[str, Any], *, is_first: bool) -> None:
         """Note that a process was told of its session; the first time it begins where the broker says."""
         sessions = self.sessions.setdefault(worker, [])
+        incarnation, _, counter = reply["session"].partition(":")
+        issued, newest = (int(incarnation[1:]), int(counter)), self._newest.get(worker, (0, 0))
+        self._newest[worker] = max(issued, newest)
         if uid in sessions:
-            if sessions[-1] != uid:
+            if sessions[-1] != uid and issued > newest:
                 raise Violation(f"process {uid} was superseded by {sessions[-1]} as {worker}, and is let in again")
-        else:
+        elif issued > newest:
             sessions.append(uid)
+        else:
+            sessions.insert(0, uid)  # it was superseded while its reply waited for the disk
         accepted, cursor = reply["accepted"], reply["cursor"]
         if is_first:
             self._accepted[worker] = max(accepted, self._accepted.get(worker, 0))

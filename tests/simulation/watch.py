@@ -56,7 +56,7 @@ class Watch:
         Whether the journal has gradients and decisions.
     is_exact : bool
         Whether results must be the same to the last bit.
-    note : callable
+    note : callable or None
         Told what is seen.
     """
 
@@ -68,7 +68,7 @@ class Watch:
         *,
         keeps_gradients: bool,
         is_exact: bool,
-        note: Callable[[str], None],
+        note: Callable[[str], None] | None,
     ) -> None:
         self.reference = reference
         self.sequence = sequence
@@ -81,7 +81,7 @@ class Watch:
         self._base = self.snapshots[0].reference
         self._pushes = pushes
         self._note = note
-        self._keeps_gradients = keeps_gradients
+        self.keeps_gradients = keeps_gradients
         self._is_exact = is_exact
         # Seen, and not in a record yet.
         self._seen: deque[Operation] = deque()
@@ -99,9 +99,10 @@ class Watch:
         if push.number != gradient.number:
             raise Violation(f"{push} was accepted as number {gradient.number}")
         self.reference.accept(push)
-        self._note(f"accepts {push}, computed on {gradient.base}")
+        if self._note is not None:
+            self._note(f"accepts {push}, computed on {gradient.base}")
         if gradient.number not in self.reference.workers[push.worker].ahead:
-            self._see(("accept", push, gradient.frame if self._keeps_gradients else b""))
+            self._see(("accept", push, gradient.frame if self.keeps_gradients else b""))
         return push
 
     def updated(self, versions: WatchedVersions, gradients: Sequence[Gradient], weights: Sequence[float]) -> None:
@@ -110,7 +111,8 @@ class Watch:
         pushes = [self.push_of(gradient) for gradient in gradients]
         self._applying.update(pushes)
         self.reference.update(pushes, weights)
-        self._note(f"makes version {self.reference.version} of {pushes}")
+        if self._note is not None:
+            self._note(f"makes version {self.reference.version} of {pushes}")
         self._see(("update", pushes, weights))
         self.compare(versions)
 
@@ -121,7 +123,8 @@ class Watch:
             return
         reason = None if refusal is None else refusal.reason
         self.reference.outcome(push, outcome, reason)
-        self._note(f"decides: {push} is {outcome}, {reason}")
+        if self._note is not None:
+            self._note(f"decides: {push} is {outcome}, {reason}")
         self._see(("outcome", push, outcome, reason))
         if outcome == "cleared":
             self.cleared.append(push)
@@ -140,7 +143,7 @@ class Watch:
         self.bits[reference.generation, reference.version] = bits
 
     def _see(self, operation: Operation) -> None:
-        if self._keeps_gradients:
+        if self.keeps_gradients:
             self._seen.append(operation)
 
     # What it writes down
@@ -192,7 +195,7 @@ class Watch:
         return self._seen.popleft()
 
     def checkpoint_begun(self, effect: WriteCheckpoint) -> None:
-        if not self._keeps_gradients:
+        if not self.keeps_gradients:
             checkpoint = effect.checkpoint
             reference = self.reference.without_queue()
             self.snapshots.append(Snapshot(effect.ticket, checkpoint.sequence, checkpoint.version, reference))
@@ -206,7 +209,7 @@ class Watch:
             raise Violation(f"record {last} is the last one recovered, but {self.durable} was on the disk")
         if (recovered.checkpoint or (0, 0)) < self.durable_checkpoint:
             raise Violation(f"checkpoint {recovered.checkpoint} was recovered, not {self.durable_checkpoint}")
-        if self._keeps_gradients:
+        if self.keeps_gradients:
             reference, after = self._base.copy(), -1
         else:
             reference, after = self._snapshot_of(recovered)
@@ -276,6 +279,11 @@ def watched_settle(
 ) -> None:
     """Stand in for `settling.settle` where the core calls it."""
     assert isinstance(state.versions, WatchedVersions)
+    base = gradient.base
+    if base is not None and base.generation == state.generation and base.incarnation in state.repeatable:
+        version = state.versions.version - (outcome == "applied")
+        if base.version > version:
+            raise Violation(f"{gradient.worker}#{gradient.number} is {outcome} at version {version}, before its base")
     state.versions.watch.decided(gradient, outcome, refusal)
     _settle(state, gradient, member, outcome, refusal)
 

@@ -20,7 +20,7 @@ FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 2.0
 LOST_RETRY_S = 0.02
 # A real driver asks again as soon as it was answered; with nothing new, pauses that grow keep the simulation fast.
-FIRST_PAUSE_S, LAST_PAUSE_S = 0.002, 0.4
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.008, 0.4
 
 
 class Asked(NamedTuple):

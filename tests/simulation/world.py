@@ -31,7 +31,7 @@ from support.sim_disk import Crash, SimDisk
 END_S = 120.0
 MAX_EVENTS = 100_000
 # Without a push for this long, the next incident comes.
-STUCK_S = 0.4
+STUCK_S = 1.2
 
 
 class World(Clockwork):
@@ -164,7 +164,7 @@ class World(Clockwork):
         self.start_faults.clear()
         self.slow_disk_until = 0.0
         for link in [self.administrator.link, *(worker.link for worker in self.workers)]:
-            link.cut_until = link.slow_until = link.repeats_until = 0.0
+            link.cut_until = link.slow_until = link.repeats_until = link.deaf_until = 0.0
         for worker in self.workers:
             worker.frozen_until = 0.0
         if self.broker is not None:
@@ -271,7 +271,7 @@ class World(Clockwork):
         return worker
 
     def succeed(self, worker: WorkerProcess, delay_s: float) -> None:
-        """Start another process for one that has ended, unless there is one."""
+        """Start another process under a worker's id, unless there is one."""
         self.at(delay_s, self._succeed, worker)
 
     def _succeed(self, worker: WorkerProcess) -> None:

@@ -230,7 +230,8 @@ class Replay:
         nonce = message.get("nonce", b"")
         if nonce != member.nonce or not nonce:
             member.nonce = nonce
-            member.refusals = []  # of another process's gradients
+            # Those were of another process's gradients; what was decided ahead of others is not taken back yet.
+            member.refusals = [refusal for refusal in member.refusals if refusal[0] > member.decided]
 
     def _silent(self, message: Mapping[str, Any], payload: memoryview) -> None:
         self._member(message["worker"]).state = SILENT

@@ -27,7 +27,7 @@ demo: $(VENV)/.ready-demo,fast ## train on handwritten digits: a broker and four
 	$(PY) -m distgrad demo $(ARGS)
 
 test: $(VENV)/.ready-test ## the tests, without the slow ones (ARGS="-k layout")
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.ready-dev ## only the slow tests: packaging, soaks
 	$(PY) -m pytest -m slow $(ARGS)

@@ -19,8 +19,9 @@ from rich.text import Text
 
 from distgrad import parameter_files
 from distgrad.admin import Admin
-from distgrad.command import exit_code
+from distgrad.command import DONE, REFUSED, exit_code
 from distgrad.errors import DistgradError, NoParameters
+from distgrad.health import obstacles
 from distgrad.log import escape
 from distgrad.reader import Reader
 from distgrad.snapshot import Snapshot
@@ -167,6 +168,21 @@ def status(broker: Admin, as_json: bool, watch: bool, every: float) -> None:
 
 
 @admin.command()
+@click.option("--ready", is_flag=True, help="Also ask whether it settles gradients: it is not stopped, its disk works.")
+@click.pass_context
+def health(ctx: click.Context, ready: bool) -> None:
+    """Tell in one line, and by exit code 0 or 1, whether the broker answers."""
+    try:
+        status = ctx.obj.status()
+    except DistgradError as error:
+        found = [str(error)]
+    else:
+        found = obstacles(status) if ready else []
+    click.echo(f"not {'ready' if ready else 'healthy'}: {escape('; '.join(found))}" if found else _well(status, ready))
+    ctx.exit(REFUSED if found else DONE)
+
+
+@admin.command()
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
 @click.pass_obj
 def workers(broker: Admin, as_json: bool) -> None:
@@ -196,6 +212,11 @@ def destroy(broker: Admin, yes: bool) -> None:
         click.confirm(f"End the broker at {broker.address} and drop its parameters?", abort=True)
     broker.destroy()
     click.echo("destroyed")
+
+
+def _well(status: Mapping[str, Any], ready: bool) -> str:
+    version, workers = _text(status.get("version")), _text(status.get("workers_live"))
+    return f"{'ready' if ready else 'healthy'}: version {version}, {workers} workers"
 
 
 def _repeat(broker: Admin, every: float) -> Iterator[dict[str, Any]]:

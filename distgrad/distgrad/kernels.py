@@ -171,6 +171,11 @@ class Compiler:
         self._made: dict[tuple[str, np.dtype[Any]], Kernel] = {}
         self._checks: dict[np.dtype[Any], Callable[..., int]] = {}
 
+    @property
+    def has_cache(self) -> bool:
+        """Whether compiled code is kept on disk; known once something was compiled."""
+        return self._cache
+
     def kernel(self, name: str, dtype: np.dtype[Any]) -> Kernel:
         """Compile a kernel, or fetch it from the cache.
 

@@ -14,7 +14,8 @@ from distgrad.policies import Policy
 from distgrad.version import __version__
 from distgrad.wire import State
 from distgrad_broker.core_settings import JOURNAL
-from distgrad_broker.members import Member, parse_session
+from distgrad_broker.members import Member
+from distgrad_broker.sessions import parse_session
 from distgrad_broker.settling import refusal_values
 from distgrad_broker.state import CoreState
 

@@ -75,6 +75,7 @@ def accept(state: CoreState, gradient: Gradient, now: float) -> None:
     if gradient.cursor is not None:
         member.cursor = gradient.cursor
     state.queued_bytes += gradient.charge
+    state.received_bytes += gradient.size
     state.queue.append(gradient)
     if state.records is not None:
         state.records.gradient(gradient)

@@ -15,6 +15,7 @@ from distgrad.durable.books import LEFT, LIVE, SILENT, Lineage
 from distgrad.errors import GradientRefused
 from distgrad.wire import Gradient
 from distgrad_broker.requests import RequestError
+from distgrad_broker.sessions import parse_session, superseded
 
 # A decision that waits for its turn: what the gradient is charged, its outcome, why it was refused, and its cursor.
 Decided = tuple[int, str, GradientRefused | None, bytes | str | None]
@@ -90,6 +91,7 @@ class Member:
         self.dropped = 0
         self.examples = 0
         self.loss: float | None = None
+        self.staleness: int | None = None
         self.staleness_sum = 0
         self.staleness_max = 0
         self.received_bytes = 0
@@ -124,6 +126,7 @@ class Member:
             "received_bytes": self.received_bytes,
             "examples": self.examples,
             "loss": self.loss,
+            "staleness": self.staleness,
             "staleness_mean": self.staleness_sum / self.applied if self.applied else 0.0,
             "staleness_max": self.staleness_max,
             "attempt": self.attempt,
@@ -255,7 +258,7 @@ class Members:
             raise RequestError("forbidden", f"worker id {worker!r} belongs to another key")
         if nonce != member.nonce:
             if nonce in member.past_nonces or self._is_older(previous, member):
-                raise RequestError("fenced", f"a newer process runs as worker {worker!r}; this one must end")
+                raise RequestError("fenced", superseded(worker))
             self._issue(member, nonce, previous)
         elif not member.session:
             self._issue(member, nonce, previous)  # the process that an earlier incarnation knew
@@ -330,6 +333,17 @@ class Members:
         if member.generated:
             del self._by_id[member.worker]
 
+    def evict(self, member: Member) -> None:
+        """End a member's session and lease, as if a newer process had come and gone.
+
+        Parameters
+        ----------
+        member : Member
+            Who has not left.
+        """
+        self._issue(member, b"evicted:%d" % self._counter, None)
+        member.state, self._live_ids = SILENT, None
+
     def _issue(self, member: Member, nonce: bytes, previous: str | None) -> None:
         is_same_process = nonce == member.nonce
         if member.nonce and not is_same_process:
@@ -364,22 +378,3 @@ class Members:
         if incarnation != member.origin[0] and rank < 0:
             return False  # of a broker that left no trace, or whose work was set aside
         return (rank, counter) < (own_rank, member.origin[1])
-
-
-def parse_session(session: str | None) -> tuple[str, int] | None:
-    """Take a session's name apart.
-
-    Parameters
-    ----------
-    session : str or None
-        ``incarnation:counter``.
-
-    Returns
-    -------
-    tuple of (str, int) or None
-        None if it is no session's name.
-    """
-    if session is None:
-        return None
-    incarnation, _, counter = session.partition(":")
-    return (incarnation, int(counter)) if counter.isdecimal() and counter.isascii() and len(counter) < 19 else None

@@ -11,7 +11,9 @@ import logging
 from distgrad.durable.books import LIVE
 from distgrad.durable.records import Records
 from distgrad_broker import pulls
-from distgrad_broker.members import Member, parse_session
+from distgrad_broker.members import Member
+from distgrad_broker.requests import RequestError
+from distgrad_broker.sessions import parse_session, superseded
 from distgrad_broker.settling import rebalance
 from distgrad_broker.state import CoreState
 from distgrad_broker.updates import advance
@@ -114,6 +116,32 @@ def expire_leases(state: CoreState, now: float) -> None:
     if lapsed:
         rebalance(state)
     for member in lapsed:
+        went(state, member, now, left=False)
+
+
+def evict(state: CoreState, member: Member, now: float) -> None:
+    """End a worker's process: it is fenced, its lease ends, and what was accepted from it still counts.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    member : Member
+        Who; its id may be used by a new process.
+    now : float
+        Seconds on the shell's clock.
+    """
+    was_live, late = member.state == LIVE, member.waiting
+    state.members.evict(member)
+    if late is not None:
+        state.fail(late, RequestError("fenced", superseded(member.worker)))
+    state.grants.withdraw(member)
+    if state.records is not None:
+        note_session(state.records, member)
+        state.records.add("silent", worker=member.worker)
+    state.log(logging.WARNING, "worker evicted", worker=member.worker, accepted=member.accepted)
+    rebalance(state)
+    if was_live:
         went(state, member, now, left=False)
 
 

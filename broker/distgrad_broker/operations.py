@@ -12,10 +12,21 @@ from typing import NamedTuple
 
 from distgrad.arrays import lasting_empty
 from distgrad.codec import fill
+from distgrad.durable.books import LEFT
 from distgrad.errors import ConfigError, GradientRefused, MalformedMessage
 from distgrad.layout import Layout
 from distgrad.wire import MAX_FRAME_BYTES, field
-from distgrad_broker import checkpoints, offers, policy_change, pulls, saving, settling, updates, worker_operations
+from distgrad_broker import (
+    checkpoints,
+    membership,
+    offers,
+    policy_change,
+    pulls,
+    saving,
+    settling,
+    updates,
+    worker_operations,
+)
 from distgrad_broker.bookkeeping import note_settings
 from distgrad_broker.core_settings import CHECKPOINT
 from distgrad_broker.events import RequestReceived, Shutdown
@@ -199,6 +210,17 @@ def _workers(state: CoreState, request: RequestReceived, waiter: Waiter, now: fl
     state.answer(waiter, {"workers": told, "next": last if last < len(state.members) else None})
 
 
+def _evict(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
+    """Fence a worker's process and end its lease; its id is free for a new one."""
+    worker: str = field(request.header, "worker", str)
+    member = state.members.get(worker)
+    if member is None or member.state == LEFT:
+        known = f"worker {worker!r:.80} is gone already" if member else f"there is no worker {worker!r:.80}"
+        raise RequestError("invalid", f"{known}; `workers` lists those that are known")
+    membership.evict(state, member, now)
+    state.answer_when_durable(waiter, {}, now=now)
+
+
 def _destroy(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
     """Stop for good: forget queue and parameters, and end the process."""
     updates.clear_queue(state)
@@ -233,6 +255,7 @@ OPERATIONS: dict[str, Operation] = {
     "configure": Operation(frozenset({ADMIN}), True, _configure),
     "status": Operation(ANY, False, _status),
     "workers": Operation(frozenset({ADMIN, READ}), False, _workers),
+    "evict": Operation(frozenset({ADMIN}), True, _evict),
     "save": Operation(frozenset({ADMIN}), True, saving.save),
     "destroy": Operation(frozenset({ADMIN}), True, _destroy),
 }

@@ -58,12 +58,44 @@ def describe(state: CoreState, now: float) -> dict[str, Any]:
         "refused": dict(state.refused),
         "dropped": dict(state.dropped),
         "rejected": dict(state.rejected),
+        "received_bytes": state.received_bytes,
+        "staleness": _trimmed(state.staleness),
+        "lost": lost(state),
         "snapshots_held": versions.held,
         "snapshots_revoked": versions.revoked,
         "waiting_pulls": len(state.pulls),
         "durability": state.durability,
         "disk": _disk(state, now),
     }
+
+
+def lost(state: CoreState) -> int:
+    """Count the gradients that were accepted and are neither settled nor on their way to it: 0, or there is a bug.
+
+    The workers' numbers are compared with what queues and lists really hold.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+
+    Returns
+    -------
+    int
+        How many.
+    """
+    open_numbers = sum(member.accepted - member.settled for member in state.members)
+    # After a restart what was decided ahead may be numbers that are yet to be accepted again.
+    ahead = sum(number <= member.accepted for member in state.members for number in member.ahead)
+    return open_numbers - len(state.queue) - len(state.held) - len(state.unsettled) - ahead
+
+
+def _trimmed(classes: list[int]) -> list[int]:
+    """Cut the empty classes at the end."""
+    n = len(classes)
+    while n and not classes[n - 1]:
+        n -= 1
+    return classes[:n]
 
 
 def _disk(state: CoreState, now: float) -> dict[str, Any] | None:

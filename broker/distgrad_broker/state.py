@@ -26,6 +26,8 @@ from distgrad_broker.waiting import Deadlines, Waiter
 DEFAULT_QUEUE_BYTES = 256 * 1024 * 1024
 # A request whose effect must be on the disk before its reply is told after this long that it is not yet.
 MAX_DISK_WAIT_S = 5.0
+# A staleness of b bits is in class b; versions have 63 bits.
+STALENESS_CLASSES = 64
 
 
 class CoreState:
@@ -56,6 +58,10 @@ class CoreState:
         self.drain_left = 0
         self.queue: deque[Gradient] = deque()
         self.queued_bytes = 0
+        # By accepted gradients, since this broker began.
+        self.received_bytes = 0
+        # How many gradients were 0, 1, 2-3, 4-7, ... updates old when their turn came, since this broker began.
+        self.staleness = [0] * STALENESS_CLASSES
         # What the policy holds for a step, in the order of acceptance.
         self.held: list[Held[Gradient]] = []
         self.members = Members(settings.incarnation, settings.max_workers, settings.lease_s)

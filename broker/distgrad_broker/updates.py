@@ -145,7 +145,7 @@ def _apply_one(state: CoreState, gradient: Gradient, member: Member, staleness: 
         weights = None if weight == 1.0 else [weight]
         state.records.decided([APPLIED, [[gradient.worker, gradient.number]], weights], version)
     _count(gradient, member)
-    _note_staleness(member, staleness)
+    _note_staleness(state, member, staleness)
     settle(state, gradient, member, "applied")
 
 
@@ -158,7 +158,7 @@ def _hold(state: CoreState, held: Held[Gradient], member: Member, staleness: int
         state.policy.withdrawn(gradient)
         settle(state, gradient, member, "refused", refusal)
     else:
-        _note_staleness(member, staleness)
+        _note_staleness(state, member, staleness)
         state.held.append(held)
     advance(state, now)
 
@@ -197,8 +197,12 @@ def _count(gradient: Gradient, member: Member) -> None:
         member.loss = gradient.loss
 
 
-def _note_staleness(member: Member, staleness: int | None) -> None:
-    if staleness is not None and staleness > 0:
+def _note_staleness(state: CoreState, member: Member, staleness: int | None) -> None:
+    if staleness is None:
+        return
+    state.staleness[staleness.bit_length()] += 1
+    member.staleness = staleness
+    if staleness > 0:
         member.staleness_sum += staleness
         if staleness > member.staleness_max:
             member.staleness_max = staleness

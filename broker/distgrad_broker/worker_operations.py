@@ -12,6 +12,7 @@ from distgrad_broker.core_settings import CHECKPOINT
 from distgrad_broker.events import RequestReceived
 from distgrad_broker.members import Member
 from distgrad_broker.requests import RequestError
+from distgrad_broker.sessions import superseded
 from distgrad_broker.state import CoreState
 from distgrad_broker.waiting import Waiter
 
@@ -56,7 +57,7 @@ def hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
     former_session, late = ("", None) if former is None else (former.session, former.waiting)
     member, is_new = state.members.greet(worker, nonce, previous, request.user, generated)
     if late is not None and member.session != former_session:
-        state.fail(late, RequestError("fenced", f"a newer process runs as worker {worker!r:.80}; this one must end"))
+        state.fail(late, RequestError("fenced", superseded(worker)))
     is_new_session = member.session != former_session
     if is_new_session and state.records is not None:
         if state.durability == CHECKPOINT:
@@ -247,5 +248,5 @@ def _member_of(state: CoreState, request: RequestReceived) -> Member:
     if member.user != request.user:
         raise RequestError("forbidden", f"worker id {worker!r:.80} belongs to another key")
     if session != member.session:
-        raise RequestError("fenced", f"a newer process runs as worker {worker!r:.80}; this one must end")
+        raise RequestError("fenced", superseded(worker))
     return member

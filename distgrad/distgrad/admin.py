@@ -276,6 +276,23 @@ class Admin:
                 return workers
             first = following
 
+    def evict(self, worker: str) -> None:
+        """End a worker's process: its requests are refused from now on, and its lease and grant are gone.
+
+        What was accepted from it still counts. Another process may go on under the same id.
+
+        Parameters
+        ----------
+        worker : str
+            Its id, as `workers` tells it.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such worker, or it has left.
+        """
+        self._change("evict", worker=worker)
+
     def save(self) -> str:
         """Have the broker write its parameters where it was told to.
 

@@ -197,6 +197,15 @@ def workers(broker: Admin, as_json: bool) -> None:
 
 
 @admin.command()
+@click.argument("worker")
+@click.pass_obj
+def evict(broker: Admin, worker: str) -> None:
+    """End the process of WORKER, and give its grant to the others; its id may be used again."""
+    broker.evict(worker)
+    click.echo(f"evicted {_text(worker)}")
+
+
+@admin.command()
 @click.pass_obj
 def save(broker: Admin) -> None:
     """Have the broker write its parameters to the file that it was started with."""

@@ -23,6 +23,7 @@ MUTATING: dict[str, dict[str, Any]] = {
     "stop": {},
     "clear": {},
     "configure": {"settings": {"mode": "ascent"}},
+    "evict": {"worker": "w"},
     "destroy": {},
 }
 

@@ -6,8 +6,9 @@ import pytest
 
 from distgrad.durable.books import LEFT, LIVE, SILENT, Lineage
 from distgrad.wire import State
-from distgrad_broker.members import PAST_NONCES, Member, Members, parse_session
+from distgrad_broker.members import PAST_NONCES, Member, Members
 from distgrad_broker.requests import RequestError
+from distgrad_broker.sessions import parse_session
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
 

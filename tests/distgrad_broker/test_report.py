@@ -49,6 +49,9 @@ def test_status_counts_what_happened_and_can_be_sent_and_printed() -> None:
         "dropped": {"gap": 1},
         "rejected": {"unknown_op": 1},
         "waiting_pulls": 1,
+        "received_bytes": 3 * LAYOUT.gradient_bytes,
+        "staleness": [],  # they name no version
+        "lost": 0,
     }
     assert {key: told[key] for key in expected} == expected
     assert told["optimizer"]["name"] == "sgd"
@@ -59,3 +62,28 @@ def test_status_without_parameters_says_so() -> None:
     told = describe(Kit(None).state, 50.0)
 
     assert (told["has_parameters"], told["leaves"], told["parameter_bytes"], told["optimizer"]) == (False, 0, 0, None)
+
+
+def test_staleness_is_counted_in_classes_that_double() -> None:
+    kit = Kit()
+    kit.hello("a")
+    kit.hello("b")
+    base = list(kit.core.name)
+    for number in range(1, 6):
+        kit.handle(kit.gradient(number, "a", base=base))
+        kit.work(1)
+
+    assert kit.ask("status")["status"]["staleness"] == [1, 1, 2, 1]  # 0; 1; 2 and 3; 4
+    assert kit.ask("workers")["workers"][0]["staleness"] == 4
+    assert kit.ask("workers")["workers"][1]["staleness"] is None
+
+
+def test_a_gradient_that_goes_missing_in_the_broker_is_told_as_lost() -> None:
+    kit = Kit(is_stopped=True)
+    kit.hello("a")
+    kit.push(1, 2, worker="a")
+    assert kit.ask("status")["status"]["lost"] == 0
+
+    kit.state.queue.pop()
+
+    assert kit.ask("status")["status"]["lost"] == 1

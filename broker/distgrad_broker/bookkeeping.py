@@ -13,7 +13,7 @@ from distgrad.errors import GradientRefused
 from distgrad.policies import Policy
 from distgrad.version import __version__
 from distgrad.wire import State
-from distgrad_broker.core_settings import JOURNAL
+from distgrad_broker.core_settings import CHECKPOINT, JOURNAL
 from distgrad_broker.members import Member
 from distgrad_broker.sessions import parse_session
 from distgrad_broker.settling import refusal_values
@@ -161,8 +161,8 @@ def _named(policy: Policy) -> tuple[str, dict[str, Any]]:
 
 def _book(state: CoreState, member: Member, untold: list[list[Any]]) -> MemberBook:
     session = parse_session(member.session) or member.origin or ("", 0)
-    # Without a journal what is queued here is not kept: its worker sends it again.
-    keeps_queue = state.durability == JOURNAL
+    # Without a journal of gradients what is queued here is not kept: its worker sends it again.
+    accepted, cursor = (member.accepted, member.cursor) if state.durability == JOURNAL else member.kept_place
     return MemberBook(
         worker=member.worker,
         user=member.user,
@@ -172,10 +172,10 @@ def _book(state: CoreState, member: Member, untold: list[list[Any]]) -> MemberBo
         counter=session[1],
         nonce=member.nonce,
         nonces=list(member.past_nonces),
-        accepted=member.accepted if keeps_queue else member.decided,
+        accepted=accepted,
         decided=member.decided,
         ahead={number: (outcome, cursor) for number, (_, outcome, _, cursor) in member.ahead.items()},
-        cursor=member.cursor if keeps_queue else member.decided_cursor,
+        cursor=cursor,
         decided_cursor=member.decided_cursor,
         refusals=[*map(list, member.refusals), *untold],
         counts=Counter(
@@ -225,6 +225,8 @@ def _member(state: CoreState, book: MemberBook, now: float) -> Member:
         number: (0, outcome, _refusal(refusals.get(number)), cursor) for number, (outcome, cursor) in book.ahead.items()
     }
     member.cursor, member.decided_cursor = book.cursor, book.decided_cursor
+    if state.durability == CHECKPOINT:
+        member.kept, member.kept_cursor = book.accepted, book.cursor
     member.applied = book.counts["applied"]
     member.superseded = book.counts["superseded"]
     member.refused = book.counts["refused"]

@@ -20,13 +20,16 @@ from distgrad.durable.disk_events import CheckpointEnded, WriteCheckpoint
 from distgrad.layout import Layout
 from distgrad_broker import settling, updates
 from distgrad_broker.bookkeeping import books_of
-from distgrad_broker.core_settings import CHECKPOINT
+from distgrad_broker.core_settings import CHECKPOINT, JOURNAL
 from distgrad_broker.state import CoreState
 from distgrad_broker.waiting import Waiter
 
-# After one that could not be written, the next is tried this much later.
+# After one that could not be written the next is tried this much later, and twice as late after each that follows, up
+# to a limit. It is lower while workers wait for one.
 RETRY_S = 1.0
-# A broker that ends gives up after so many.
+MAX_RETRY_S = 60.0
+MAX_WAITED_RETRY_S = 4.0
+# A broker that ends tries without these pauses, and gives up after so many.
 MAX_FINAL_TRIES = 5
 
 
@@ -84,12 +87,24 @@ def look(state: CoreState, now: float) -> None:
     if data is None or checkpoints.is_under_way or now < checkpoints.retry_at:
         return
     if state.is_closing:
-        is_due = not checkpoints.is_final and not updates.has_work(state) and _has_changed(state)
+        is_due = not updates.has_work(state) and _is_last_due(state)
         checkpoints.is_final |= is_due
     else:
         is_due = checkpoints.is_wanted or _is_due(state, now)
     if is_due:
         _begin(state, now)
+
+
+def retry(state: CoreState) -> None:
+    """Do not wait any longer after a checkpoint that could not be written: something has changed.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    """
+    state.checkpoints.retry_at = 0.0
+    state.checkpoints.failures = 0
 
 
 def are_done(state: CoreState) -> bool:
@@ -114,7 +129,7 @@ def are_done(state: CoreState) -> bool:
         return True
     if checkpoints.error is not None and checkpoints.failures >= MAX_FINAL_TRIES:
         return True
-    return not state.unsettled and (checkpoints.is_final or not _has_changed(state))
+    return not state.unsettled and not _is_last_due(state)
 
 
 def end(state: CoreState, event: CheckpointEnded, now: float) -> None:
@@ -148,13 +163,14 @@ def end(state: CoreState, event: CheckpointEnded, now: float) -> None:
         if state.durability == CHECKPOINT:
             settling.settle_durable(state, event.ticket)
     else:
-        checkpoints.retry_at = now + RETRY_S
+        if event.error != checkpoints.error:
+            state.log(logging.ERROR, "checkpoint failed, and is tried again", path=event.path, error=event.error)
+        checkpoints.retry_at = now + _pause(state)
         checkpoints.error = event.error
         checkpoints.failures += 1
         checkpoints.generation = -1  # so that what it was to cover still counts as a change
         checkpoints.is_final = False
         checkpoints.is_wanted = True
-        state.log(logging.ERROR, "checkpoint failed", path=event.path, error=event.error)
     due = [call for ticket, call in checkpoints.waiting if ticket <= event.ticket]
     checkpoints.waiting = [waiting for waiting in checkpoints.waiting if waiting[0] > event.ticket]
     for call in due:
@@ -172,11 +188,30 @@ def _is_due(state: CoreState, now: float) -> bool:
     return data.every_s is not None and now - checkpoints.begun_at >= data.every_s and _has_changed(state)
 
 
-def _has_changed(state: CoreState) -> bool:
+def _pause(state: CoreState) -> float:
+    """Give how long to wait after one more that failed."""
+    if state.is_closing:
+        return RETRY_S
+    limit = MAX_WAITED_RETRY_S if state.unsettled and state.durability == CHECKPOINT else MAX_RETRY_S
+    return min(RETRY_S * 2.0 ** min(state.checkpoints.failures, 10), limit)
+
+
+def _is_last_due(state: CoreState) -> bool:
+    """Tell whether a broker that is closing has what only one more checkpoint can keep."""
+    if not state.checkpoints.is_final:
+        return _has_changed(state)
+    # Records go on until the end, and steps may, as their members leave. Where there is a journal it has them.
+    return state.durability != JOURNAL and (bool(state.unsettled) or _have_parameters_changed(state))
+
+
+def _have_parameters_changed(state: CoreState) -> bool:
     checkpoints = state.checkpoints
-    sequence = checkpoints.sequence if state.records is None else state.records.sequence
-    now = (state.versions.version, state.generation, sequence)
-    return now != (checkpoints.version, checkpoints.generation, checkpoints.sequence)
+    return (state.versions.version, state.generation) != (checkpoints.version, checkpoints.generation)
+
+
+def _has_changed(state: CoreState) -> bool:
+    sequence = state.checkpoints.sequence
+    return _have_parameters_changed(state) or (state.records is not None and state.records.sequence != sequence)
 
 
 def _begin(state: CoreState, now: float) -> None:
@@ -203,9 +238,10 @@ def _begin(state: CoreState, now: float) -> None:
 def _first_needed(state: CoreState) -> int:
     """Give the oldest record that a recovery needs: of a gradient that is queued or held, else the next one."""
     first = state.checkpoints.sequence + 1
-    if state.records is not None and state.records.keeps_gradients:
+    if state.records is not None:
+        # The oldest come first, and those that have a record before those that have none.
         waiting = [*(held.gradient for held in state.held[:1]), *([state.queue[0]] if state.queue else [])]
-        first = min([first, *(gradient.sequence for gradient in waiting)])
+        first = min([first, *(gradient.sequence for gradient in waiting if gradient.sequence)])
     return first
 
 

@@ -204,6 +204,7 @@ class Core:
             saving.end_save(state, event)
         elif type(event) is ShutdownAsked:
             state.is_closing = True
+            checkpoints.retry(state)
             state.log(logging.INFO, "shutting down", queued=len(state.queue), held=len(state.held))
         if not state.effects:
             return _NOTHING
@@ -225,6 +226,7 @@ class Core:
             return
         state.disk_trouble = reason
         if reason is None:
+            checkpoints.retry(state)
             state.log(logging.INFO, "the disk takes the journal again", unsettled=len(state.unsettled))
         else:
             state.log(logging.ERROR, "the journal cannot be written; nothing is settled until it can", reason=reason)

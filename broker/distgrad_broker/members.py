@@ -73,6 +73,9 @@ class Member:
         # Where its worker stands in its data, after the last number accepted and after the last one decided.
         self.cursor: bytes | str | None = None
         self.decided_cursor: bytes | str | None = None
+        # Without a journal of gradients: the last number that an earlier broker's journal has, and the cursor there.
+        self.kept = 0
+        self.kept_cursor: bytes | str | None = None
         # Grants, in bytes (see `grants`).
         self.queued_bytes = 0
         self.promised = 0
@@ -95,6 +98,11 @@ class Member:
         self.staleness_sum = 0
         self.staleness_max = 0
         self.received_bytes = 0
+
+    @property
+    def kept_place(self) -> tuple[int, bytes | str | None]:
+        """Number and cursor behind which its gradients are lost if this broker dies and no journal has them."""
+        return (self.kept, self.kept_cursor) if self.kept > self.decided else (self.decided, self.decided_cursor)
 
     def describe(self, now: float) -> dict[str, Any]:
         """Give what `workers` tells of this member.

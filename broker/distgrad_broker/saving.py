@@ -38,6 +38,7 @@ def save(state: CoreState, request: RequestReceived, waiter: Waiter, now: float)
         raise RequestError("no_parameters", "no parameters were set yet")
     if state.settings.data is not None:
         checkpoints.want(state, is_urgent=True)
+        checkpoints.retry(state)
     if state.settings.save_path is None:
         checkpoints.when_written(state, waiter, lambda error: _end_checkpoint(state, waiter, error), now)
         return

@@ -288,6 +288,8 @@ def drop_queued(state: CoreState, member: Member) -> None:
 def forget_undecided(state: CoreState, member: Member) -> None:
     """Take back that a member's gradients were accepted: its next process begins behind those that are decided on.
 
+    Those that an earlier broker's journal has stay: whoever was told of them does not send them again.
+
     Parameters
     ----------
     state : CoreState
@@ -295,27 +297,32 @@ def forget_undecided(state: CoreState, member: Member) -> None:
     member : Member
         Whose process has a successor.
     """
-    if any(held.gradient.worker == member.worker for held in state.held):
+    accepted, cursor = member.kept_place
+    if any(_is_behind(held.gradient, member, accepted) for held in state.held):
         # The others are offered again: the policy must not take the worker for one that has taken part.
         requeue_held(state)
     draining = state.drain_left
     for place, gradient in enumerate(state.queue):
-        if gradient.worker == member.worker:
+        if _is_behind(gradient, member, accepted):
             state.drain_left -= place < draining
             _take_back(state, member, gradient)
-    state.queue = deque(gradient for gradient in state.queue if gradient.worker != member.worker)
-    _take_back_decisions(state, member)
-    member.accepted, member.cursor = member.decided, member.decided_cursor
-    member.judged = min(member.judged, member.decided)
+    state.queue = deque(gradient for gradient in state.queue if not _is_behind(gradient, member, accepted))
+    _take_back_decisions(state, member, accepted)
+    member.accepted, member.cursor = accepted, cursor
+    member.judged = min(member.judged, accepted)
     if draining and not state.drain_left:
         end_drain(state)
 
 
-def _take_back_decisions(state: CoreState, member: Member) -> None:
+def _is_behind(gradient: Gradient, member: Member, number: int) -> bool:
+    return gradient.worker == member.worker and gradient.number > number
+
+
+def _take_back_decisions(state: CoreState, member: Member, accepted: int) -> None:
     """Forget what was decided ahead of a gradient that is taken back: the numbers will be another process's."""
     for number, (charge, outcome, refusal, _) in list(member.ahead.items()):
-        if outcome == "applied":
-            continue  # by a policy that does not keep a worker's order: it is in the parameters
+        if number <= accepted or outcome == "applied":
+            continue  # kept; or by a policy that does not keep a worker's order: it is in the parameters
         del member.ahead[number]
         member.queued_bytes -= charge
         state.queued_bytes -= charge

@@ -100,8 +100,12 @@ def hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
         "durability": state.durability,
     }
     frames = [] if layout is None else [layout.to_frame()]
-    if state.durability == CHECKPOINT and previous != member.session and member.settled < member.accepted:
-        # Its predecessor's gradients: what it is told of them must not be taken back.
+    if (
+        state.durability == CHECKPOINT
+        and previous != member.session
+        and max(member.settled, member.kept) < member.accepted
+    ):
+        # Its predecessor's gradients: what it is told of them must not be taken back. Those that are kept will not be.
         checkpoints.when_written(
             state, waiter, lambda error: _end_hello(state, waiter, fields, frames, error, now), now
         )

@@ -13,7 +13,7 @@ from distgrad.durable.checkpoint_state import restore
 from distgrad.durable.disk_events import CheckpointEnded, WriteCheckpoint
 from distgrad.holder import ParameterHolder
 from distgrad.rules import Adam
-from distgrad_broker.checkpoints import RETRY_S
+from distgrad_broker.checkpoints import MAX_RETRY_S, MAX_WAITED_RETRY_S, RETRY_S
 from distgrad_broker.events import Log
 from support.core_kit import Kit
 from support.durable_kit import DurableKit
@@ -143,11 +143,88 @@ def test_one_that_failed_is_tried_again_a_little_later_and_logged() -> None:
 
     lines = [line for line in kit.effects if isinstance(line, Log) and line.phrase.startswith("checkpoint")]
     assert [(line.level, line.phrase) for line in lines] == [
-        (logging.ERROR, "checkpoint failed"),
+        (logging.ERROR, "checkpoint failed, and is tried again"),
         (logging.INFO, "checkpoint written"),
     ]
     assert "No space left" in lines[0].fields["error"]
     assert lines[1].fields["version"] == 1
+
+
+def pauses(kit: DurableKit, count: int) -> list[float]:
+    """Give how long the broker waits after each of so many checkpoints that fail."""
+    waited = []
+    for _ in range(count):
+        began, before = kit.now, len(begun(kit))
+        while len(begun(kit)) == before:
+            look(kit, 0.5)
+        waited.append(kit.now - began)
+    return waited
+
+
+def errors(kit: DurableKit) -> list[str]:
+    return [line.fields["error"] for line in kit.effects if isinstance(line, Log) and line.level == logging.ERROR]
+
+
+def test_while_they_fail_the_pauses_grow_up_to_a_limit_and_only_news_are_logged() -> None:
+    kit = applied(1, checkpoint_updates=1, workers_silent_after=1e6)
+    kit.disk.fail_next("rename", errno.ENOSPC, times=8)
+    assert look(kit) == 1
+
+    assert pauses(kit, 8) == [1, 2, 4, 8, 16, 32, MAX_RETRY_S, MAX_RETRY_S]
+
+    assert errors(kit) == ["No space left on device"]
+    kit.push(2)
+    kit.work()
+    kit.disk.fail_next("rename", errno.ENOSPC)
+    kit.disk.fail_next("rename", errno.EIO)
+    assert look(kit) == 1
+    assert pauses(kit, 2) == [RETRY_S, 2 * RETRY_S]
+    assert errors(kit) == ["No space left on device", "No space left on device", "Input/output error"]
+
+
+def test_while_they_fail_status_names_the_reason() -> None:
+    kit = applied(1, checkpoint_updates=1, workers_silent_after=1e6)
+    kit.disk.fail_next("rename", errno.ENOSPC, times=5)
+    look(kit)
+    pauses(kit, 4)
+
+    assert "No space left" in kit.written("status")["status"]["disk"]["trouble"]
+    pauses(kit, 1)
+    assert kit.written("status")["status"]["disk"]["trouble"] is None
+
+
+def test_where_workers_wait_for_one_the_pauses_stay_short() -> None:
+    kit = applied(1, durability=CHECKPOINT, checkpoint_updates=1)
+    kit.disk.fail_next("rename", errno.ENOSPC, times=6)
+    assert look(kit) == 1
+
+    assert pauses(kit, 6) == [1, 2, MAX_WAITED_RETRY_S, MAX_WAITED_RETRY_S, MAX_WAITED_RETRY_S, MAX_WAITED_RETRY_S]
+
+
+def test_who_asks_for_one_does_not_wait_for_the_pause_after_one_that_failed() -> None:
+    kit = applied(1, checkpoint_updates=1, workers_silent_after=1e6)
+    kit.disk.fail_next("rename", errno.ENOSPC, times=6)
+    assert look(kit) == 1
+    pauses(kit, 5)
+
+    assert kit.checkpoint()["ok"]
+
+
+def test_a_journal_that_can_be_written_again_ends_the_pause() -> None:
+    kit = applied(1, checkpoint_updates=1, workers_silent_after=1e6)
+    kit.disk.fail_next("rename", errno.ENOSPC, times=6)
+    assert look(kit) == 1
+    pauses(kit, 5)
+    kit.disk.fail_next("sync", errno.ENOSPC)
+    kit.push(2)
+    kit.work()
+    look(kit)
+
+    assert kit.state.disk_trouble is not None
+    look(kit, 0.5)
+    look(kit)
+
+    assert kit.state.checkpoints.written_version == 2
 
 
 def test_without_a_data_folder_there_are_none() -> None:

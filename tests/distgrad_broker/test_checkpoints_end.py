@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from distgrad.durable.disk_events import WriteCheckpoint
+from distgrad_broker.checkpoints import MAX_RETRY_S
 from distgrad_broker.events import ShutdownAsked
 from support.durable_kit import DurableKit
 
@@ -155,7 +156,6 @@ def test_the_last_checkpoint_waits_for_a_stop_that_drains() -> None:
     assert kit.member().settled == 2
 
 
-@pytest.mark.xfail(reason="what is applied behind the last checkpoint has none that could settle it", strict=True)
 def test_a_step_that_is_made_after_the_last_checkpoint_does_not_hold_up_the_end() -> None:
     """Its members leave one after the other while the broker closes, and what they gave is applied."""
     kit = DurableKit(policy="sync", durability=CHECKPOINT)
@@ -173,6 +173,37 @@ def test_a_step_that_is_made_after_the_last_checkpoint_does_not_hold_up_the_end(
 
     assert kit.core.is_drained
     assert kit.member("a").settled == 1
+
+
+@pytest.mark.parametrize("durability", ["journal", CHECKPOINT, NONE])
+def test_a_step_that_is_made_after_the_last_checkpoint_is_kept(durability: str) -> None:
+    kit = DurableKit(policy="sync", durability=durability)
+    kit.greet("a")
+    kit.greet("b")
+    kit.push(1, worker="a", base=["one", 0, 0])
+    kit.work()
+    kit.handle(ShutdownAsked())
+    look(kit)
+    kit.written("leave", worker="b", session=kit.sessions["b"])
+    for _ in range(5):
+        look(kit, 2.0)
+
+    assert kit.core.is_drained
+    kit.writer.close()
+    assert kit.crash(durability=durability).total == -8.0
+
+
+@pytest.mark.parametrize("failures", [1, 8])
+def test_the_last_checkpoint_is_tried_at_once_whatever_failed_before(failures: int) -> None:
+    kit = applied(1, checkpoint_updates=1)
+    kit.disk.fail_next("rename", errno.ENOSPC, times=failures)
+    for _ in range(failures):
+        assert look(kit, MAX_RETRY_S) == 1
+    kit.handle(ShutdownAsked())
+
+    assert not kit.core.is_drained
+    assert look(kit) == 1
+    assert kit.core.is_drained
 
 
 # Damage

@@ -253,7 +253,6 @@ def test_with_nothing_but_checkpoints_numbers_behind_the_last_one_are_adopted() 
     assert again.holder.version == 2
 
 
-@pytest.mark.xfail(reason="where no journal keeps the queue, what a journal has kept is taken back too", strict=True)
 def test_what_a_journal_has_kept_for_a_dead_worker_counts_also_after_a_start_without_one() -> None:
     """Its successor was told to go on behind it, and would never send it again."""
     kit = DurableKit(stopped=True)
@@ -267,6 +266,68 @@ def test_what_a_journal_has_kept_for_a_dead_worker_counts_also_after_a_start_wit
     again.work()
 
     assert (header.get("error"), again.total) == (None, -8.0)
+
+
+def kept_by_a_journal(**config: Any) -> DurableKit:
+    """Make a stopped broker without a journal of gradients, on what one with it has kept: number 1 of a worker."""
+    kit = DurableKit(stopped=True, segment_bytes=4096)
+    kit.greet(nonce=b"process A")
+    kit.push(1, cursor="c1")
+    kit.greet(nonce=b"process B")
+    again = kit.crash(durability=CHECKPOINT, stopped=True, segment_bytes=4096, **config)
+    header = again.greet(nonce=b"process B", session=kit.sessions["w"], lowest=2)
+    assert (header["accepted"], header["cursor"]) == (1, "c1")
+    return again
+
+
+@pytest.mark.parametrize("machine", [False, True])
+def test_what_a_journal_has_kept_is_still_there_behind_checkpoints_that_do_not_have_it_applied(machine: bool) -> None:
+    kit = kept_by_a_journal(keep_checkpoints=1)
+    for _ in range(100):  # enough records for the journal to be cut
+        kit.written("start")
+        kit.written("stop")
+    kit.checkpoint()
+    kit.checkpoint()
+
+    again = kit.crash("three", machine=machine, durability=CHECKPOINT, stopped=True)
+
+    assert (again.book().accepted, again.book().cursor, len(again.state.queue)) == (1, "c1", 1)
+    again.written("start")
+    again.work()
+    assert again.checkpoint()["ok"]
+    assert (again.member().settled, again.total) == (1, -8.0)
+    last = again.crash("four", durability=CHECKPOINT)
+    assert (last.book().decided, last.total, len(last.state.queue)) == (1, -8.0, 0)
+
+
+def test_what_came_behind_it_is_taken_back_with_its_process_and_sent_again_by_the_next() -> None:
+    kit = kept_by_a_journal()
+    kit.push(2, 3, cursor="c3")
+
+    header = kit.greet(nonce=b"process C")
+    kit.push(2, value=5.0)
+    kit.written("start")
+    kit.work(5)
+    kit.checkpoint()
+
+    assert (header["accepted"], header["cursor"]) == (1, "c1")
+    assert (kit.member().settled, kit.total, kit.state.queued_bytes) == (2, -48.0, 0)
+
+
+def test_what_a_journal_has_kept_is_settled_once_if_a_crash_takes_its_step_back() -> None:
+    kit = kept_by_a_journal()
+    kit.written("start")
+    kit.push(2)
+    kit.work(2)
+    assert kit.total == -16.0
+
+    again = kit.crash("three", durability=CHECKPOINT)
+    header = again.greet(nonce=b"process B", session=kit.sessions["w"], lowest=2)
+    again.push(2)
+    again.work(2)
+    again.checkpoint()
+
+    assert (header["accepted"], again.member().settled, again.total) == (1, 2, -16.0)
 
 
 # Refusals

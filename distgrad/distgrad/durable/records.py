@@ -73,9 +73,10 @@ class Records:
         Parameters
         ----------
         gradient : Gradient
-            With its header's frame; it is told its record's sequence.
+            With its header's frame; it is told its record's sequence, 0 if it has none.
         """
         if not self.keeps_gradients:
+            gradient.sequence = 0
             return
         if self._decisions:
             self._close_decisions()

@@ -22,6 +22,7 @@ from distgrad.holder import ParameterHolder
 from distgrad.keys import BrokerKeys
 from distgrad.policies import Policy
 from distgrad.rules import Rule
+from distgrad.shared_pages import host_name
 from distgrad_broker.authenticator import Authenticator
 from distgrad_broker.channels import ControlChannel, GradientChannel
 from distgrad_broker.config import POLICY_SETTINGS, RULE_NUMBERS, BrokerConfig
@@ -32,6 +33,8 @@ from distgrad_broker.events import Log, SaveParameters, ShutdownAsked
 from distgrad_broker.files import FileThread
 from distgrad_broker.loop import Loop
 from distgrad_broker.requests import RequestError
+from distgrad_broker.shared_slots import SharedSlots
+from distgrad_broker.shared_versions import SharedArenas
 from distgrad_broker.versions import Versions
 
 if TYPE_CHECKING:
@@ -143,8 +146,9 @@ def serve(
             is_stopped=config.stopped,
             save_path=None if config.save is None else str(config.save),
             data=None if data is None else data.settings,
+            host=host_name(),
         )
-        versions = Versions(holder)
+        versions = Versions(holder, None if settings.host is None else SharedArenas())
         weighing = config.weighing() if data is None else data.weighing
         recovered = None if data is None else data.recovered
         try:
@@ -153,7 +157,8 @@ def serve(
             raise ConfigError(error.message) from error
         role_of = None if authenticator is None else authenticator.role_of
         files = FileThread(settings.save_path, lambda event: loop.post(event), None if data is None else data.writer)
-        gradient_channel = GradientChannel(gradients, role_of, keeps_frames=core.state.records is not None)
+        core.state.slots = slots = SharedSlots()
+        gradient_channel = GradientChannel(gradients, role_of, keeps_frames=core.state.records is not None, slots=slots)
         loop = Loop(core, ControlChannel(control, role_of), gradient_channel, authenticator, files, _log)
         stack.callback(loop.close)
         stack.callback(files.close)

@@ -14,6 +14,7 @@ from distgrad.errors import MalformedMessage, WrongProtocol
 from distgrad.sockets import OwnedSocket
 from distgrad.wire import MAX_HEADER_BYTES, Gradient, pack, parse_gradient, unpack
 from distgrad_broker.events import BadRequestReceived, Envelope, Event, MessageRejected, Reply, RequestReceived
+from distgrad_broker.shared_slots import SharedSlots
 
 # A routing id, perhaps a correlation frame, and the empty one: more belongs to no client of ours, some to proxies.
 MAX_ENVELOPE_FRAMES = 8
@@ -37,10 +38,20 @@ class GradientChannel:
         With keys: names the role of a user.
     keeps_frames : bool
         Give each gradient its header's frame, for the journal.
+    slots : SharedSlots, optional
+        Where gradients lie that are not sent.
     """
 
-    def __init__(self, socket: OwnedSocket, role_of: RoleOf | None, *, keeps_frames: bool = False) -> None:
+    def __init__(
+        self,
+        socket: OwnedSocket,
+        role_of: RoleOf | None,
+        *,
+        keeps_frames: bool = False,
+        slots: SharedSlots | None = None,
+    ) -> None:
         self.socket = socket
+        self._slots = slots or SharedSlots()
         self._keeps_frames = keeps_frames
         # Its owner is checked here, and not again for each message: the channel is made by the thread that reads it.
         self._raw: Any = socket.raw()
@@ -87,6 +98,8 @@ class GradientChannel:
             gradient = parse_gradient(header, parts, size, user)
         except MalformedMessage:
             return MessageRejected("malformed")
+        if gradient.slot is not None:
+            self._slots.find(gradient)
         if self._keeps_frames:
             gradient.frame = first
         return gradient

@@ -54,6 +54,8 @@ class CoreSettings:
         File that `save` writes.
     data : DataSettings or None
         None if nothing is kept.
+    host : str or None
+        Names the host to workers that might share memory; None if they cannot.
     """
 
     incarnation: str
@@ -64,3 +66,4 @@ class CoreSettings:
     is_stopped: bool = False
     save_path: str | None = None
     data: DataSettings | None = None
+    host: str | None = None

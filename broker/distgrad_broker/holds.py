@@ -9,6 +9,9 @@ from distgrad.codec import encode
 from distgrad.layout import Layout
 from distgrad.storage import Storage
 
+# A reader that asks for nothing for this long is the first to lose its hold.
+QUIET_S = 2.0
+
 
 class Range(NamedTuple):
     """Some parts of one version.
@@ -60,3 +63,26 @@ class Hold:
         self.parts = encode(layout, storage.arenas, trained_only=False)
         self.parts_read = 0
         self.last_used = now
+
+
+def least_worth_keeping(readers: Sequence[Hold]) -> Storage:
+    """Choose the version to take back: one whose readers all went quiet, else the one of which least has been read.
+
+    Parameters
+    ----------
+    readers : sequence of Hold
+        At least one.
+
+    Returns
+    -------
+    Storage
+        The version of some of them.
+    """
+    newest = max(hold.last_used for hold in readers)
+
+    def worth(storage: Storage) -> tuple[bool, int]:
+        those = [hold for hold in readers if hold.storage is storage]
+        is_active = any(newest - hold.last_used <= QUIET_S for hold in those)
+        return is_active, max(hold.parts_read for hold in those)
+
+    return min((hold.storage for hold in readers), key=worth)

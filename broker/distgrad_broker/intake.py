@@ -9,6 +9,7 @@ from distgrad.durable.books import LIVE
 from distgrad.wire import Gradient
 from distgrad_broker.members import Member
 from distgrad_broker.settling import answer_heartbeat, use_up_ahead
+from distgrad_broker.shared_slots import is_known
 from distgrad_broker.state import CoreState
 
 
@@ -42,6 +43,9 @@ def accept(state: CoreState, gradient: Gradient, now: float) -> None:
     if number <= member.accepted:
         member.repeated += 1
         state.dropped["repeated"] += 1
+        return
+    if gradient.slot is not None and not is_known(gradient):
+        _miss(state, member, "slot", now)
         return
     if state.is_closing or state.is_destroyed:
         # Before a gap is looked for: whoever sends again at once would soon give up, and its numbers come to nothing.

@@ -8,7 +8,7 @@ higher counter, and whatever still arrives from the older one is dropped or answ
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from distgrad.durable.books import LEFT, LIVE, SILENT, Lineage
@@ -85,6 +85,8 @@ class Member:
         # What the worker has not been told yet: [number, reason, leaf, message].
         self.refusals: deque[tuple[int, str, str | None, str]] = deque(maxlen=MAX_PENDING_REFUSALS)
         self.waiting: Any = None
+        # Slots of shared memory of the current session that the broker is attached to.
+        self.slots: Sequence[int] = ()
         # Counters for status.
         self.applied = 0
         self.superseded = 0

@@ -10,7 +10,7 @@ import logging
 
 from distgrad.durable.books import LIVE
 from distgrad.durable.records import Records
-from distgrad_broker import pulls
+from distgrad_broker import pulls, sharing
 from distgrad_broker.members import Member
 from distgrad_broker.requests import RequestError
 from distgrad_broker.sessions import parse_session, superseded
@@ -110,6 +110,7 @@ def expire_leases(state: CoreState, now: float) -> None:
     lapsed = state.members.expire(now, state.busy_s)
     for member in lapsed:
         state.grants.withdraw(member)
+        sharing.forget(state, member)
         if state.records is not None:
             state.records.add("silent", worker=member.worker)
         state.log(logging.WARNING, "worker silent", worker=member.worker, accepted=member.accepted)
@@ -132,6 +133,7 @@ def evict(state: CoreState, member: Member, now: float) -> None:
         Seconds on the shell's clock.
     """
     was_live, late = member.state == LIVE, member.waiting
+    sharing.forget(state, member)
     state.members.evict(member)
     if late is not None:
         state.fail(late, RequestError("fenced", superseded(member.worker)))

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from itertools import islice
 from typing import NamedTuple
 
-from distgrad.arrays import lasting_empty
 from distgrad.codec import fill
 from distgrad.durable.books import LEFT
 from distgrad.errors import ConfigError, GradientRefused, MalformedMessage
@@ -24,6 +23,7 @@ from distgrad_broker import (
     pulls,
     saving,
     settling,
+    sharing,
     updates,
     worker_operations,
 )
@@ -76,7 +76,7 @@ def _set_parameters(state: CoreState, request: RequestReceived, waiter: Waiter, 
         if size != expected:
             raise MalformedMessage(f"parameters of this layout have {expected} bytes, got {size}")
         state.check_budget(layout.gradient_bytes)
-        arenas = [lasting_empty(arena.size, arena.dtype) for arena in layout.arenas]
+        arenas = [state.versions.empty(arena.size, arena.dtype) for arena in layout.arenas]
         try:
             fill(layout, frames[1:], arenas)
         except GradientRefused as refusal:
@@ -244,6 +244,7 @@ def _destroy(state: CoreState, request: RequestReceived, waiter: Waiter, now: fl
 OPERATIONS: dict[str, Operation] = {
     "hello": Operation(frozenset({WORKER}), False, worker_operations.hello),
     "heartbeat": Operation(frozenset({WORKER}), False, worker_operations.heartbeat),
+    "share": Operation(frozenset({WORKER}), False, sharing.share),
     "leave": Operation(frozenset({WORKER}), True, worker_operations.leave),
     "get": Operation(ANY, False, pulls.get),
     "range": Operation(ANY, False, pulls.read_range),

@@ -32,15 +32,20 @@ class PullWait:
         The worker that asks, if one does: the policy may let it wait.
     pushed : int
         The last number that it has pushed, to be decided on before its pull.
+    is_near : bool
+        Whether its client may be told where shared memory is.
     """
 
-    __slots__ = ("have", "newer_than", "pushed", "queued_at", "waits_since", "worker")
+    __slots__ = ("have", "is_near", "newer_than", "pushed", "queued_at", "waits_since", "worker")
 
-    def __init__(self, newer_than: State | None, have: int | None, worker: str | None, pushed: int) -> None:
+    def __init__(
+        self, newer_than: State | None, have: int | None, worker: str | None, pushed: int, *, is_near: bool
+    ) -> None:
         self.newer_than = newer_than
         self.have = have
         self.worker = worker
         self.pushed = pushed
+        self.is_near = is_near
         # Since when it waits for its turn to read a large version, if it does, and since when its predecessor did.
         self.queued_at: float | None = None
         self.waits_since: float | None = None
@@ -75,7 +80,9 @@ def get(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) 
     wait_s = min(field(header, "wait_s", float, 0.0, low=0), MAX_WAIT_S)
     worker: str | None = field(header, "worker", str, None)
     pushed: int = field(header, "pushed", int, 0, low=0)
-    wanted = PullWait(None if newer_than is None else parse_state(newer_than), have, worker, pushed)
+    host: str | None = field(header, "host", str, None)
+    is_near = host is not None and host == state.settings.host
+    wanted = PullWait(None if newer_than is None else parse_state(newer_than), have, worker, pushed, is_near=is_near)
     if state.versions.layout is None:
         raise RequestError("no_parameters", "no parameters were set yet; use set, or initialize from a worker")
     key = waiter.client or waiter.envelope
@@ -166,6 +173,13 @@ def _is_news(state: CoreState, wanted: PullWait) -> bool:
 def _serve(state: CoreState, key: Any, waiter: Waiter, now: float) -> None:
     layout, wanted = state.versions.layout, waiter.data
     assert layout is not None  # all callers have looked
+    if wanted.is_near and (shared := state.versions.share()) is not None:
+        places, small = shared
+        state.pulls.pop(key, None)
+        sends_layout = wanted.have != layout.fingerprint
+        answer = {**_UNCHANGED, "unchanged": False, "layout": sends_layout, "places": places}
+        state.answer(waiter, answer, [layout.to_frame(), *small] if sends_layout else small)
+        return
     opened = state.versions.open(now)
     if opened is None:
         _queue(state, key, waiter, now)

@@ -190,6 +190,7 @@ def heartbeat_fields(member: Member) -> dict[str, Any]:
     """
     # What is told as settled is forgotten here, so no further than to where the refusals are told as well.
     untold = member.refusals[REFUSALS_A_REPLY][0] if len(member.refusals) > REFUSALS_A_REPLY else 0
+    slots = {"slots": list(member.slots)} if member.slots else {}
     return {
         "accepted": member.accepted,
         "settled": untold - 1 if untold else member.settled,
@@ -200,6 +201,7 @@ def heartbeat_fields(member: Member) -> dict[str, Any]:
         "grant": member.promised,
         "grant_seq": member.grant_seq,
         "refused": [list(refusal) for refusal in islice(member.refusals, REFUSALS_A_REPLY)],
+        **slots,
     }
 
 

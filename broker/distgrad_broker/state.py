@@ -20,6 +20,7 @@ from distgrad_broker.events import Effect, Log, Reply
 from distgrad_broker.grants import Grants
 from distgrad_broker.members import Member, Members
 from distgrad_broker.requests import ClientKey, RememberedReplies, RequestError
+from distgrad_broker.shared_slots import SharedSlots
 from distgrad_broker.versions import Versions
 from distgrad_broker.waiting import Deadlines, Waiter
 
@@ -48,6 +49,8 @@ class CoreState:
     def __init__(self, settings: CoreSettings, versions: Versions, policy: Policy, weighing: Weighing) -> None:
         self.settings = settings
         self.versions = versions
+        # Shared with workers on this host; None if nothing is.
+        self.slots: SharedSlots | None = None
         self.adopt_policy(policy, weighing)
         self.incarnation = settings.incarnation
         self.generation = 0

@@ -12,19 +12,22 @@ waits for a reader. Where both others are being read it is made in place: nobody
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
+from distgrad.arrays import lasting_empty
 from distgrad.codec import decode, encode
 from distgrad.errors import GradientRefused
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad.storage import Storage
 from distgrad.wire import RANGE_PARTS, Gradient
-from distgrad_broker.holds import Hold, Range
+from distgrad_broker.holds import QUIET_S, Hold, Range, least_worth_keeping
 from distgrad_broker.loans import Loans
+from distgrad_broker.shared_versions import SharedArenas
 
 MAX_BUFFERS = 3
 # Parts of one reply, of a version that does not fit into one. Short replies make the beginning come soon, stay in the
@@ -33,8 +36,6 @@ SERVED_PARTS = 3
 MAX_HELD = 2
 # A hold keeps a view of every part: who asks again and again without reading on must not fill the memory with them.
 MAX_READERS = 256
-# A reader that asks for nothing for this long is the first to lose its hold.
-QUIET_S = 2.0
 
 
 class Versions:
@@ -44,10 +45,16 @@ class Versions:
     ----------
     holder : ParameterHolder
         Owned by the caller's thread, as is this object.
+    shared : SharedArenas, optional
+        Lets processes of this host read versions where they are.
     """
 
-    def __init__(self, holder: ParameterHolder) -> None:
+    def __init__(self, holder: ParameterHolder, shared: SharedArenas | None = None) -> None:
         self.holder = holder
+        self._shared = shared
+        if shared is not None and holder.storage is not None and holder.storage.adopted is None:
+            holder.storage.arenas[:] = shared.share(holder.storage.arenas)
+            shared.end(holder.storage)
         # Buffers that nobody reads. They are kept: one given back to malloc would be cut up for small messages, and the
         # next one would need new memory.
         self._spares: list[Storage] = []
@@ -130,13 +137,20 @@ class Versions:
         return decode(layout, gradient.encoding, gradient.parts, gradient.size)
 
     def _apply(self, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
-        spare = self._spares.pop() if self._spares else self._find_spare()
+        # The one that was used longest ago: whoever still copies from it has had the most time.
+        spare = self._spares.pop(0) if self._spares else self._find_spare()
+        target = self.holder.storage if spare is None else spare
+        if self._shared is not None and target is not None:
+            self._shared.begin(target)
         try:
             former = self.holder.apply(arrays, spare=spare)
         except GradientRefused:
             if spare is not None:
                 self._spares.append(spare)
             raise
+        finally:
+            if self._shared is not None and target is not None:
+                self._shared.end(target)
         if former is not None:
             self._retire(former)
 
@@ -152,6 +166,35 @@ class Versions:
         """
         self._drop_readers()
         self.holder.set_arenas(layout, list(arenas))
+        if self._shared is not None and self.holder.storage is not None:
+            self._shared.end(self.holder.storage)
+
+    @property
+    def empty(self) -> Callable[[int, DTypeLike], np.ndarray[Any, Any]]:
+        """Makes an arena of a size and a dtype, for parameters that are about to be set."""
+        return lasting_empty if self._shared is None else self._shared.empty
+
+    def share(self) -> tuple[list[list[Any] | None], list[Any]] | None:
+        """Tell processes of this host where the current version is.
+
+        Returns
+        -------
+        places : list
+            As from `SharedArenas.describe`.
+        parts : list of buffers
+            What has to be sent all the same: the small arenas, whole, in order.
+
+        None if nothing is shared.
+        """
+        _, storage = self._current()
+        places = None if self._shared is None else self._shared.describe(storage)
+        if places is None:
+            return None
+        while self._spares and 1 + len(self._spares) + (self._returning is not None) + self.held < MAX_BUFFERS:
+            # A third buffer gives readers the time of one more update.
+            self._spares.append(self.holder.new_spare(self.empty))
+        small = [arena.tobytes() for arena, place in zip(storage.arenas, places, strict=True) if place is None]
+        return places, small
 
     def clear(self) -> None:
         """Take the parameters away."""
@@ -248,14 +291,7 @@ class Versions:
         readers = [hold for token, hold in self._holds.items() if token not in self._pinned]
         if not readers:
             return
-        newest = max(hold.last_used for hold in readers)
-
-        def worth(storage: Storage) -> tuple[bool, int]:
-            those = [hold for hold in readers if hold.storage is storage]
-            is_active = any(newest - hold.last_used <= QUIET_S for hold in those)
-            return is_active, max(hold.parts_read for hold in those)
-
-        victim = min((hold.storage for hold in readers), key=worth)
+        victim = least_worth_keeping(readers)
         for hold in readers:
             if hold.storage is victim:
                 self.revoked += 1
@@ -344,7 +380,7 @@ class Versions:
         is_current_read = id(self.holder.storage) in occupied
         buffers = len(occupied) + (not is_current_read)
         # Only the file thread's hold, which nobody refuses, can make the current version a third one that is read.
-        return self.holder.new_spare() if buffers < MAX_BUFFERS or is_current_read else None
+        return self.holder.new_spare(self.empty) if buffers < MAX_BUFFERS or is_current_read else None
 
     def _drop_readers(self) -> None:
         self._spares, self._returning = [], None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from distgrad.durable.books import LEFT, LIVE
+from distgrad.durable.books import LIVE
 from distgrad.wire import MAX_ID_CHARACTERS, field
-from distgrad_broker import checkpoints, membership, settling, updates
+from distgrad_broker import checkpoints, membership, settling, sharing, updates
+from distgrad_broker.callers import member_of
 from distgrad_broker.core_settings import CHECKPOINT
 from distgrad_broker.events import RequestReceived
 from distgrad_broker.members import Member
@@ -59,6 +60,8 @@ def hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
     if late is not None and member.session != former_session:
         state.fail(late, RequestError("fenced", superseded(worker)))
     is_new_session = member.session != former_session
+    if is_new_session:
+        sharing.forget(state, member)
     if is_new_session and state.records is not None:
         if state.durability == CHECKPOINT:
             updates.forget_undecided(state, member)
@@ -93,6 +96,7 @@ def hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
         "adopted": member.adopted,
         "cursor": member.cursor,
         "gradients": state.settings.gradients,
+        "host": state.settings.host,
         "lease_s": state.members.lease_s,
         "queue_bytes": state.grants.budget_bytes,
         "grant": member.promised,
@@ -144,7 +148,7 @@ def heartbeat(state: CoreState, request: RequestReceived, waiter: Waiter, now: f
         If a key is missing or has an impossible value.
     """
     header = request.header
-    member = _member_of(state, request)
+    member = member_of(state, request)
     attempt: int = field(header, "attempt", int, low=1)
     sent: int = field(header, "sent", int, low=0)
     settled: int = field(header, "settled", int, low=0)
@@ -219,9 +223,10 @@ def leave(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
     MalformedMessage
         If a key is missing or has an impossible value.
     """
-    member = _member_of(state, request)
+    member = member_of(state, request)
     if member.queued_bytes or member.settled != member.accepted:
         raise RequestError("invalid", f"{member.accepted - member.settled} gradient(s) are not settled; flush first")
+    sharing.forget(state, member)
     state.grants.withdraw(member)
     state.members.leave(member)
     settling.rebalance(state)
@@ -240,17 +245,3 @@ def _adopt(state: CoreState, member: Member, settled: int, now: float) -> None:
         member.adopted = True
         if member.state == LIVE:
             state.policy.joined(member.worker, state.situation(now))  # its numbers mean something else now
-
-
-def _member_of(state: CoreState, request: RequestReceived) -> Member:
-    """Find the member that a request speaks for; its session must be the current one (PROTOCOL 4)."""
-    worker: str = field(request.header, "worker", str)
-    session: str = field(request.header, "session", str)
-    member = state.members.get(worker)
-    if member is None or member.state == LEFT or session.partition(":")[0] != state.incarnation:
-        raise RequestError("unknown_worker", f"no session of worker {worker!r:.80} here; say hello")
-    if member.user != request.user:
-        raise RequestError("forbidden", f"worker id {worker!r:.80} belongs to another key")
-    if session != member.session:
-        raise RequestError("fenced", superseded(worker))
-    return member

@@ -17,6 +17,8 @@ from distgrad.layout import Layout
 from distgrad.nests import dissect
 from distgrad.wire import PART_BYTES, RAW
 
+_PAGE_BYTES = 4096
+
 
 def encode(
     layout: Layout, arenas: Sequence[np.ndarray[Any, Any]], *, trained_only: bool = True
@@ -173,3 +175,46 @@ def fill(layout: Layout, parts: Sequence[Any], arenas: Sequence[np.ndarray[Any, 
             raise GradientRefused(reason, f"a part must be {len(target)} bytes here, got {len(part)}")
         target[:] = part if isinstance(part, bytes) else memoryview(part).cast("B")
     return first + len(parts)
+
+
+def slot_bytes(layout: Layout) -> int:
+    """Tell how much memory a gradient takes where its arenas are shared instead of sent.
+
+    Parameters
+    ----------
+    layout : Layout
+        Of the parameters.
+
+    Returns
+    -------
+    int
+        Bytes: each trained arena begins on a page.
+    """
+    return sum(_whole_pages(arena.size * arena.dtype.itemsize) for arena in layout.arenas[: layout.n_trainable_arenas])
+
+
+def slot_arenas(layout: Layout, memory: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+    """See shared memory as the arenas of a gradient.
+
+    Parameters
+    ----------
+    layout : Layout
+        Of the parameters.
+    memory : ndarray of uint8, shape (slot_bytes(layout),)
+        The memory.
+
+    Returns
+    -------
+    list of ndarray, 1-D
+        Views, one for each trained arena.
+    """
+    arenas, start = [], 0
+    for arena in layout.arenas[: layout.n_trainable_arenas]:
+        size = arena.size * arena.dtype.itemsize
+        arenas.append(memory[start : start + size].view(arena.dtype))
+        start += _whole_pages(size)
+    return arenas
+
+
+def _whole_pages(size: int) -> int:
+    return -(-size // _PAGE_BYTES) * _PAGE_BYTES

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from . import nests
 from .arrays import lasting_empty
@@ -286,8 +286,13 @@ class ParameterHolder:
             self._reduction = Reduction(self.layout, self._executor)
         return self._reduction.combine([cover(self._plans, gradient) for gradient in gradients], weights)
 
-    def new_spare(self) -> Storage:
+    def new_spare(self, empty: Callable[[int, DTypeLike], Array] = lasting_empty) -> Storage:
         """Make room for another version.
+
+        Parameters
+        ----------
+        empty : callable, default `lasting_empty`
+            Makes an array of a size and a dtype.
 
         Returns
         -------
@@ -306,7 +311,7 @@ class ParameterHolder:
         if self.storage.adopted is not None:
             raise ConfigError("adopted arrays are updated in place and have no other version")
         specs = self.layout.arenas[: self.layout.n_trainable_arenas]
-        trained = [lasting_empty(spec.size, spec.dtype) for spec in specs]
+        trained = [empty(spec.size, spec.dtype) for spec in specs]
         return Storage(self.layout, [*trained, *self.storage.arenas[len(trained) :]])
 
     def restore_state(self, state: Mapping[str, Sequence[Array]], steps: int) -> None:

@@ -18,6 +18,7 @@ from distgrad import codec, wire
 from distgrad.client import ControlClient, Pending, Reply
 from distgrad.errors import BrokerRestarted, MalformedMessage, SnapshotRevoked
 from distgrad.layout import Layout, aligned_empty
+from distgrad.shared_reading import SharedReading
 
 # A broker takes a snapshot back when it needs the memory: a reader that meets this again and again is too slow for
 # the rate of updates and is told so, instead of loading the link for ever.
@@ -59,6 +60,7 @@ def fetch(
     timeout: float | None = None,
     worker: str | None = None,
     pushed: int = 0,
+    shared: SharedReading | None = None,
 ) -> Fetched | None:
     """Fetch the broker's parameters.
 
@@ -81,6 +83,8 @@ def fetch(
         The worker that asks: the broker's policy may then let it wait.
     pushed : int
         The number of its last gradient, which is to be decided on before.
+    shared : SharedReading, optional
+        Reads the broker's memory, if that is on this host.
 
     Returns
     -------
@@ -105,8 +109,9 @@ def fetch(
         for _ in range(MAX_TRIES - 1):
             # One of its own, so that ranges of a lost snapshot that are still asked for are given up.
             with suppress(SnapshotRevoked), client.conversation():
-                return _fetch_once(client, asked, have, out_arenas, timeout)
-        return _fetch_once(client, asked, have, out_arenas, timeout)
+                return _fetch_once(client, asked, have, out_arenas, timeout, shared)
+        # Whoever did not get through to its end so far does not try shared memory again, of which nothing is held.
+        return _fetch_once(client, asked, have, out_arenas, timeout, None)
 
 
 def fetch_layout(client: ControlClient) -> Layout:
@@ -201,11 +206,13 @@ def _fetch_once(
     have: Layout | None,
     out_arenas: Sequence[Array] | None,
     timeout: float | None,
+    shared: SharedReading | None,
 ) -> Fetched | None:
     pending = client.send(
         "get",
         **asked,
         have=None if have is None else have.fingerprint,
+        host=None if shared is None else shared.host,
         reply_bytes=_REPLY_BYTES if have is None else min(have.parameter_bytes, _REPLY_BYTES),
         timeout=timeout,
     )
@@ -214,6 +221,12 @@ def _fetch_once(
         return None
     layout, parts = _layout(reply, have)
     state = reply.state
+    places = reply.header.get("places")
+    if places is not None and shared is not None:
+        arenas = _arenas(layout, out_arenas)
+        if shared.copy(places, parts, arenas):
+            return Fetched(layout, arenas, state)
+        raise SnapshotRevoked("revoked", "the version was replaced while it was read")
     n_parts = wire.field(reply.header, "parts", int, low=0)
     token = wire.field(reply.header, "token", str, None)
     if len(parts) < n_parts and token is None:

@@ -84,6 +84,8 @@ class Gradient:
         Identity that the connection's key gave, or ``None`` without keys.
     is_inline : bool
         Whether the payload came within the header's frame.
+    slot : int or None
+        The slot of shared memory that the payload lies in; `parts` are then views of it, or None if it is not known.
     frame : bytes
         The header's frame; set only where there is a journal to keep it in.
     sequence : int
@@ -106,6 +108,7 @@ class Gradient:
         "sequence",
         "session",
         "size",
+        "slot",
         "user",
         "worker",
     )
@@ -125,6 +128,7 @@ class Gradient:
     charge: int
     user: str | None
     is_inline: bool
+    slot: int | None
     frame: bytes
     sequence: int
 
@@ -220,8 +224,8 @@ def parse_gradient(header: dict[str, Any], parts: Sequence[Any], size: int, user
     Raises
     ------
     MalformedMessage
-        If a key is missing, or has the wrong type or an impossible value, or there is a payload both in the header and
-        behind it.
+        If a key is missing, or has the wrong type or an impossible value, or there is more than one payload: in the
+        header, behind it, in a slot.
     """
     gradient = Gradient()
     get = header.get
@@ -234,6 +238,7 @@ def parse_gradient(header: dict[str, Any], parts: Sequence[Any], size: int, user
     gradient.examples = examples = get("examples", 1)
     gradient.loss = loss = get("loss")
     gradient.cursor = cursor = get("cursor")
+    gradient.slot = slot = get("slot")
     base = get("base")
     payload = get("payload")
     # One expression over local names: this runs for every gradient, and looping over a table of fields costs 3 µs more.
@@ -253,6 +258,7 @@ def parse_gradient(header: dict[str, Any], parts: Sequence[Any], size: int, user
         and (cursor is None or (type(cursor) in (bytes, str) and len(cursor) <= MAX_CURSOR_BYTES))
         and get("kind") == GRADIENT
         and (payload is None or (type(payload) is bytes and not parts))
+        and (slot is None or (type(slot) is int and slot >= 0 and payload is None and not parts))
     ):
         raise MalformedMessage("gradient header has a missing or impossible value; docs/wire.md has the table")
     gradient.base = None if base is None else parse_state(base)
@@ -302,6 +308,7 @@ def stored_gradient(header: dict[str, Any], payload: Any) -> Gradient:
     gradient.parts = (payload,) if size else ()
     gradient.charge = size if size > MIN_CHARGE_BYTES else MIN_CHARGE_BYTES
     gradient.user = None
+    gradient.slot = None
     return gradient
 
 

@@ -56,8 +56,8 @@ def test_a_client_needs_a_nonce_and_an_integer_id(keys: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("role", "allowed"),
     [
-        ("worker", {"hello", "heartbeat", "leave", "get", "range", "set", "offer", "status"}),
-        ("admin", set(OPERATIONS) - {"hello", "heartbeat", "leave"}),
+        ("worker", {"hello", "heartbeat", "share", "leave", "get", "range", "set", "offer", "status"}),
+        ("admin", set(OPERATIONS) - {"hello", "heartbeat", "share", "leave"}),
         ("read", {"get", "range", "status", "workers"}),
         ("", set()),
         (None, set(OPERATIONS)),

@@ -11,7 +11,8 @@ from distgrad.errors import GradientRefused
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad.wire import PART_BYTES
-from distgrad_broker.versions import MAX_BUFFERS, MAX_HELD, MAX_READERS, QUIET_S, SERVED_PARTS, Versions
+from distgrad_broker.holds import QUIET_S
+from distgrad_broker.versions import MAX_BUFFERS, MAX_HELD, MAX_READERS, SERVED_PARTS, Versions
 from support.core_kit import Kit
 
 LARGE = Layout.of({"n": np.zeros(1, np.int64), "w": np.zeros(5 << 20, np.float32)})

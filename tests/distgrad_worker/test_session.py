@@ -215,15 +215,15 @@ def test_a_flush_hurries_the_broker_until_its_number_is_settled() -> None:
     session = shell.session
     shell.push(3)
     shell.send()
-    session.wait_for(3)
-    session.wait_for(2)
+    session.awaited.append(3)
+    session.awaited.append(2)
     assert (session.hurry, session.heartbeat()["until"]) == (2, 2)
     assert session.heartbeat()["wait_s"] == HEARTBEAT_WAIT_S
 
     shell.beat(accepted=3, settled=2)
-    session.done_waiting(2)
+    session.awaited.remove(2)
     assert session.hurry == 3
-    session.done_waiting(3)
+    session.awaited.remove(3)
     assert session.hurry == 0
 
 

@@ -89,7 +89,7 @@ class Training:
             elif self.doing == FLUSHING:
                 if session.window.settled < self._flush_to:
                     return None
-                session.done_waiting(self._flush_to)
+                session.awaited.remove(self._flush_to)
                 self._flush_to = 0
                 if self.must_leave or self._is_enough():
                     self.doing = LEAVING
@@ -138,7 +138,7 @@ class Training:
     def _flush(self) -> None:
         session = self.process.session
         self.doing, self._flush_to = FLUSHING, session.window.last
-        session.wait_for(self._flush_to)
+        session.awaited.append(self._flush_to)
 
     def _compute(self) -> None:
         if self.must_leave or self._is_enough():

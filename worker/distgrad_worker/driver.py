@@ -119,7 +119,7 @@ class Driver:
             return
         try:
             for entry in session.sendable(time.monotonic()):
-                frames = entry.frames()
+                frames = entry.frames(session.shared)
                 if len(frames) == 1:
                     raw.send(frames[0])
                 else:

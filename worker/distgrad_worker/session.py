@@ -55,6 +55,9 @@ class Session:
         self.lease_s = 30.0
         self.is_running = True
         self.superseded = 0
+        # The broker's host, and the slots of shared memory that it knows.
+        self.host: str | None = None
+        self.shared: set[int] = set()
         self.must_reopen = False
         self.ended: DistgradError | None = None
         self.problems: deque[DistgradError] = deque(maxlen=MAX_PROBLEMS)
@@ -66,7 +69,8 @@ class Session:
         self._grant = self._grant_seq = self._queue_bytes = 0
         self._echo_due = self._rewind_due = False
         self._want = 0
-        self._waiters: list[int] = []
+        # Numbers whose settling somebody waits for, to be told of it as soon as it happens.
+        self.awaited: list[int] = []
 
     # What the user's threads do
 
@@ -121,7 +125,14 @@ class Session:
         """Take back what `can_push` asked for: the push was given up."""
         self._want = 0
 
-    def push(self, header: Header, details: Mapping[str, Any], parts: Sequence[Any], payload_bytes: int) -> int:
+    def push(
+        self,
+        header: Header,
+        details: Mapping[str, Any],
+        parts: Sequence[Any],
+        payload_bytes: int,
+        slot: int | None = None,
+    ) -> int:
         """Give a gradient its number, after `can_push` was true.
 
         Parameters
@@ -132,13 +143,15 @@ class Session:
             Its payload, which nobody changes until it is settled.
         payload_bytes : int
             Bytes of its payload.
+        slot : int, optional
+            The slot that the payload lies in.
 
         Returns
         -------
         int
             Its number.
         """
-        return self.window.add(header, details, parts, charge(payload_bytes)).number
+        return self.window.add(header, details, parts, charge(payload_bytes), slot).number
 
     def sendable(self, now: float) -> list[Entry]:
         """Take what is to be sent now.
@@ -164,27 +177,12 @@ class Session:
             entry.header.address(self._session, self.attempt)
         return entries
 
-    def wait_for(self, number: int) -> None:
-        """Ask to be told as soon as a number is settled; `done_waiting` afterwards.
-
-        Parameters
-        ----------
-        number : int
-            What a flush waits for.
-        """
-        self._waiters.append(number)
-
-    def done_waiting(self, number: int) -> None:
-        """Take back `wait_for`.
-
-        Parameters
-        ----------
-        number : int
-            As given there.
-        """
-        self._waiters.remove(number)
-
     # What the shell's thread does
+
+    @property
+    def name(self) -> str | None:
+        """The session's name, as issued by the last `hello`."""
+        return self._session
 
     @property
     def is_busy(self) -> bool:
@@ -195,7 +193,7 @@ class Session:
     def hurry(self) -> int:
         """The number whose settling somebody waits for, 0 if nobody does."""
         window = self.window
-        awaited = min((number for number in self._waiters if number > window.settled), default=0)
+        awaited = min((number for number in self.awaited if number > window.settled), default=0)
         if awaited or not (self._want and len(window)):
             return awaited
         # A push waits for room in the window: a quarter of it at a time keeps requests few.
@@ -284,7 +282,7 @@ class Session:
             if self.ended is not None:
                 return
         if session != self._session:
-            self._session = session
+            self._session, self.shared = session, set()
             # Everything on the way belongs to the former session.
             self.attempt += 0 if is_first else 1
             self.must_reopen = self._rewind_due = True
@@ -292,6 +290,7 @@ class Session:
             window.inherit(int(header["settled"]), accepted, int(header["queued"]))
             self.cursor = header["cursor"]
         self.gradients = str(header["gradients"])
+        self.host = header.get("host")
         self.lease_s = float(header["lease_s"])
         # What waits for the broker's disk makes nobody staler, and is kept for longer: as much as the grant allows.
         self.window.keeps_all = settles_on_disk(header)
@@ -324,6 +323,7 @@ class Session:
                 self.problems.append(GradientRefused(reason, message, leaf=leaf, number=number))
         window.settle(min(settled, window.last))
         self.superseded = int(header.get("superseded", 0))
+        self.shared = set(header.get("slots", ()))
         self._take_news(header)
         if self.phase == RESUMING and header["attempt"] == self.attempt:
             if window.sent > accepted and (failure := progress.count_try(accepted, self.gradients)):

@@ -9,7 +9,7 @@ queue is in flight too, for the grant covers it. Nothing here knows a socket or 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from distgrad.wire import MIN_CHARGE_BYTES
@@ -34,27 +34,43 @@ class Entry:
         The payload; not touched by anybody until it is settled.
     charge : int
         What it counts for in the grant, bytes.
+    slot : int or None
+        The slot that the payload lies in.
     """
 
-    __slots__ = ("charge", "details", "header", "number", "parts")
+    __slots__ = ("charge", "details", "header", "number", "parts", "slot")
 
     def __init__(
-        self, number: int, header: Header, details: Mapping[str, Any], parts: Sequence[Any], charge: int
+        self,
+        number: int,
+        header: Header,
+        details: Mapping[str, Any],
+        parts: Sequence[Any],
+        charge: int,
+        slot: int | None,
     ) -> None:
         self.number = number
         self.header = header
         self.details = details
         self.parts = parts
         self.charge = charge
+        self.slot = slot
 
-    def frames(self) -> list[Any]:
+    def frames(self, shared: Container[int] = ()) -> list[Any]:
         """Build the message; `Header.address` comes first.
+
+        Parameters
+        ----------
+        shared : container of int
+            The slots that the broker knows; a payload in another one is sent.
 
         Returns
         -------
         list of buffers
             The header, and what is not in it.
         """
+        if self.slot is not None and self.slot in shared:
+            return self.header.frames(self.number, {**self.details, "slot": self.slot}, ())
         return self.header.frames(self.number, self.details, self.parts)
 
 
@@ -138,7 +154,9 @@ class Window:
         limit = max(DEFAULT_LIMIT_BYTES, 2 * charge) if self.limit_bytes is None else self.limit_bytes
         return not self._entries or self.kept_bytes + charge <= limit
 
-    def add(self, header: Header, details: Mapping[str, Any], parts: Sequence[Any], charge: int) -> Entry:
+    def add(
+        self, header: Header, details: Mapping[str, Any], parts: Sequence[Any], charge: int, slot: int | None = None
+    ) -> Entry:
         """Give a gradient the next number and keep it until it is settled.
 
         Parameters
@@ -151,6 +169,8 @@ class Window:
             Its payload.
         charge : int
             What it counts for, bytes.
+        slot : int, optional
+            The slot that the payload lies in.
 
         Returns
         -------
@@ -158,7 +178,7 @@ class Window:
             Not sent yet.
         """
         self.last += 1
-        entry = Entry(self.last, header, details, parts, charge)
+        entry = Entry(self.last, header, details, parts, charge, slot)
         self._entries.append(entry)
         self.kept_bytes += charge
         return entry
@@ -240,4 +260,4 @@ class Window:
         for entry in self._entries:
             if entry.number > self.sent and entry.header.fingerprint != fingerprint:
                 self.kept_bytes += MIN_CHARGE_BYTES - entry.charge
-                entry.parts, entry.charge = (), MIN_CHARGE_BYTES
+                entry.parts, entry.charge, entry.slot = (), MIN_CHARGE_BYTES, None

@@ -8,21 +8,23 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from distgrad.codec import encode, lend
 from distgrad.errors import DistgradError, NoParameters, StateError
 from distgrad.keys import ClientKeys
 from distgrad.nests import skeleton
+from distgrad.shared_reading import SharedReading
 from distgrad.snapshot import Snapshot
-from distgrad.transfer import fetch, fetch_layout, offer
+from distgrad.transfer import fetch, offer
 from distgrad.wire import State
 from distgrad_worker.connection import Connection, flush_at_exit, new_session
-from distgrad_worker.headers import Header, checked_details
+from distgrad_worker.headers import checked_details
+from distgrad_worker.pushing import Pusher, Slot
 from distgrad_worker.session import OPEN
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from distgrad.keys import KeyPath
+    from distgrad.layout import Layout
 
 # An unfinished worker is given this long to deliver when its with-block ends by an exception.
 _ABORT_FLUSH_S = 1.0
@@ -53,6 +55,8 @@ class Worker:
         (because it is stopped, say) is not limited by it.
     gradients : str, optional
         Where to send gradients, if not where the broker says: for forwarded ports.
+    shares_memory : bool
+        Whether to share memory with a broker on the same host, which is faster and has the same results.
 
     Raises
     ------
@@ -81,13 +85,14 @@ class Worker:
         window_bytes: int | None = None,
         timeout: float = 30.0,
         gradients: str | None = None,
+        shares_memory: bool = True,
     ) -> None:
         self._session = new_session(worker_id, window_bytes)
         self._connection = Connection(self._session, address, ClientKeys.of(keys), timeout, gradients)
         self._lock = self._connection.lock
         self._last_state: State | None = None
-        # The last push's; the next one's is mostly the same.
-        self._header = Header(self._session.worker_id, 0, None)
+        self._pusher = Pusher(self._connection, shares_memory=shares_memory)
+        self._reading = SharedReading() if shares_memory else None
         # Fingerprint and skeleton of what `initialize` was given.
         self._like: tuple[int | None, Any] = (None, None)
         # Weakly: the exit hook must not keep a worker alive that nobody uses any more.
@@ -187,7 +192,7 @@ class Worker:
         Returns
         -------
         Snapshot
-            A consistent version, in arrays of its own.
+            A consistent version, in its own arrays.
 
         Raises
         ------
@@ -240,7 +245,8 @@ class Worker:
             What it was computed on; by default the last pull's.
         copy : bool
             Whether to copy the gradient. Without, the contiguous array of a model with one leaf is sent from where it
-            is, and must not change until it is settled; anything else is copied all the same.
+            is, and must not change until it is settled; anything else is copied all the same, and so is everything
+            where memory is shared (see `slot`).
 
         Returns
         -------
@@ -263,35 +269,23 @@ class Worker:
             Once, if the broker was restarted and lost what it had; this gradient was not queued.
         """
         self._connection.check()
-        layout = self._session.layout
-        if layout is None:
-            # The heartbeat that tells of new parameters may still be under way; the broker itself knows.
-            try:
-                layout = fetch_layout(self._connection.puller)
-            except NoParameters:
-                self._connection.catch_up()  # a new broker has none, and that is the news
-                raise
-        base = self._last_state if base_version is None else self._state_of(base_version)
-        header = self._header
-        if header.base is not base or header.fingerprint != layout.fingerprint:
-            header = self._header = Header(self._session.worker_id, layout.fingerprint, base)
+        layout = self._pusher.layout()
         details = checked_details(loss, examples, cursor)
-        parts = encode(layout, layout.pack_gradient(gradients) if copy else lend(layout, gradients))
-        size = layout.gradient_bytes
-        session, driver = self._session, self._connection.driver
-        with self._lock:
-            if not session.can_push(size, layout.fingerprint):
-                session.check_size(size)
-                driver.wake()
-                try:
-                    self._connection.wait(lambda: session.can_push(size, layout.fingerprint))
-                finally:
-                    session.stop_wanting()
-            number = session.push(header, details, parts, size)
-            driver.send_due()
-            if driver.is_idle:
-                driver.wake()
-        return number
+        return self._pusher.push(layout, gradients, details, self._base(base_version), copies=copy)
+
+    def slot(self) -> Slot:
+        """Give memory to compute the next gradient into; it is pushed at the end of the with-block.
+
+        On the broker's host it is shared with it: nothing is copied or sent. Elsewhere it saves `push` its copy.
+
+        Returns
+        -------
+        Slot
+            A context manager. Its block gets a nest with an array for each trained leaf, all of which must be written;
+            an exception within it pushes nothing. Errors are those of `push`.
+        """
+        self._connection.check()
+        return Slot(self._pusher, self._base, lambda layout, leaves: layout.nest(leaves, self._like_of(layout)))
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until everything pushed so far is settled.
@@ -317,12 +311,12 @@ class Worker:
         with self._lock:
             last = session.window.last
             if session.window.settled < last:
-                session.wait_for(last)
+                session.awaited.append(last)
                 self._connection.driver.wake()
                 try:
                     self._connection.wait(lambda: session.window.settled >= last, timeout)
                 finally:
-                    session.done_waiting(last)
+                    session.awaited.remove(last)
             self._connection.raise_problem()
 
     def close(self, timeout: float | None = None) -> None:
@@ -375,6 +369,7 @@ class Worker:
                 out_arenas=None if out is None else out.arenas,
                 worker=self._session.worker_id,
                 pushed=self._session.window.last,
+                shared=self._reading,
             )
         except NoParameters:
             self._connection.catch_up()
@@ -383,10 +378,14 @@ class Worker:
             return None
         with self._lock:
             self._last_state = fetched.state
+        return Snapshot(fetched.layout, fetched.arenas, fetched.state, self._like_of(fetched.layout))
+
+    def _like_of(self, layout: Layout) -> Any:
         fingerprint, like = self._like
-        return Snapshot(
-            fetched.layout, fetched.arenas, fetched.state, like if fetched.layout.fingerprint == fingerprint else None
-        )
+        return like if layout.fingerprint == fingerprint else None
+
+    def _base(self, base_version: Snapshot | State | int | None) -> State | None:
+        return self._last_state if base_version is None else self._state_of(base_version)
 
     def _state_of(self, what: Snapshot | State | int | None) -> State | None:
         """Name the state that a caller means; a bare number means the incarnation and generation last pulled."""

@@ -190,7 +190,7 @@ class DiskWriter:
         while self._waiting and journal.unsynced_bytes < PIECE_BYTES:
             record = self._waiting.popleft()
             self._waiting_bytes -= record.size
-            journal.append(record.header, record.parts)
+            journal.append(record.header, list(map(bytes, record.parts)) if record.is_shared else record.parts)
         if not self._waiting:
             self._waits_since = None
         try:

@@ -26,10 +26,14 @@ class Record(NamedTuple):
         msgpack: a gradient's own header, or ``[kind, map]``.
     parts : sequence of buffers
         Raw payload; nobody changes it any more.
+    is_shared : bool
+        Whether the payload lies in another process's memory: it is copied before its checksum is taken, so that a
+        process that does change it spoils its own gradient and not the journal.
     """
 
     header: bytes
     parts: Sequence[Any] = ()
+    is_shared: bool = False
 
     @property
     def size(self) -> int:
@@ -83,7 +87,8 @@ class Records:
         self._sequence += 1
         gradient.sequence = self._sequence
         header = gradient.frame
-        self._records.append(Record(header, () if gradient.is_inline else gradient.parts))
+        parts = () if gradient.is_inline else gradient.parts
+        self._records.append(Record(header, parts, is_shared=gradient.slot is not None))
         self.bytes += len(header) + gradient.size
 
     def decided(self, decision: Any, version: int) -> None:

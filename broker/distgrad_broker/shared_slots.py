@@ -1,0 +1,107 @@
+"""Slots of shared memory: workers on the broker's host leave gradients there, and send only their headers.
+
+A worker tells of a slot with `share`; the broker attaches to it, or says that it cannot, and then everything is sent
+through sockets. What lies in a slot is checked and applied like what comes from a socket. It is the worker's memory: a
+worker that writes to a slot before its gradient is settled spoils its own gradient, nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from distgrad.codec import slot_arenas, slot_bytes
+from distgrad.layout import Layout
+from distgrad.shared_pages import Unavailable, address_of, attach
+from distgrad.wire import MIN_CHARGE_BYTES, Gradient
+
+# A worker uses far fewer; each costs a mapping.
+MAX_SLOTS = 64
+_UNKNOWN = -1
+
+
+class SharedSlots:
+    """The slots that the broker is attached to; owned by its loop."""
+
+    def __init__(self) -> None:
+        # By worker: the session that told of them, and the parts that lie in each.
+        self._slots: dict[str, tuple[str, dict[int, list[memoryview]]]] = {}
+
+    def attach(self, worker: str, session: str, slot: int, address: object, layout: Layout) -> Sequence[int]:
+        """Attach to a slot.
+
+        Parameters
+        ----------
+        worker, session : str
+            Whose it is.
+        slot : int
+            Its name within the worker's process.
+        address : object
+            Where it is found, as it came over the wire.
+        layout : Layout
+            Of the gradients that will lie in it.
+
+        Returns
+        -------
+        sequence of int
+            All slots of this session that are known.
+
+        Raises
+        ------
+        Unavailable
+            If that is not possible; nothing is changed.
+        """
+        found = address_of(address)
+        if found.size != slot_bytes(layout) or not found.size:
+            raise Unavailable(f"a slot must have {slot_bytes(layout)} bytes, got {found.size}")
+        known, slots = self._slots.get(worker, ("", {}))
+        if known != session:
+            slots = {}
+        if slot not in slots and len(slots) >= MAX_SLOTS:
+            raise Unavailable(f"a worker shares at most {MAX_SLOTS} slots")
+        arenas = slot_arenas(layout, attach(found, writes=False))
+        slots[slot] = [arena.data.cast("B") for arena in arenas if arena.size]
+        self._slots[worker] = (session, slots)
+        return sorted(slots)
+
+    def forget(self, worker: str) -> None:
+        """Detach from a worker's slots; what is queued keeps those that it lies in.
+
+        Parameters
+        ----------
+        worker : str
+            Its id.
+        """
+        self._slots.pop(worker, None)
+
+    def find(self, gradient: Gradient) -> None:
+        """Give a gradient the parts that lie in its slot, or None for them if the slot is not known.
+
+        Parameters
+        ----------
+        gradient : Gradient
+            With a slot; its header was checked.
+        """
+        session, slots = self._slots.get(gradient.worker, ("", {}))
+        parts = slots.get(gradient.slot) if session == gradient.session and gradient.slot is not None else None
+        if parts is None:
+            gradient.slot = _UNKNOWN
+            return
+        gradient.parts = parts
+        gradient.size = size = sum(map(len, parts))
+        gradient.charge = max(size, MIN_CHARGE_BYTES)
+
+
+def is_known(gradient: Gradient) -> bool:
+    """Tell whether the payload of a gradient is there.
+
+    Parameters
+    ----------
+    gradient : Gradient
+        After `SharedSlots.find`, if it has a slot.
+
+    Returns
+    -------
+    bool
+        False if it lies in a slot that the broker does not know: it has to be sent.
+    """
+    return gradient.slot != _UNKNOWN

@@ -1,0 +1,298 @@
+"""What happens in `Worker.push` and `Worker.slot`: the numbers get a place to lie in, and the gradient its number.
+
+Where worker and broker share a host, the place is a slot of memory that both see, and only the header is sent. Else the
+caller's numbers are copied into arrays of their own, or lent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from distgrad.codec import encode, lend
+from distgrad.errors import ControlError, NoParameters, StateError
+from distgrad.layout import Layout
+from distgrad.shared_pages import host_name
+from distgrad.snapshot import Snapshot
+from distgrad.transfer import fetch_layout
+from distgrad.wire import State
+from distgrad_worker.connection import Connection
+from distgrad_worker.headers import Header, checked_details
+from distgrad_worker.slots import SHARED_BYTES, SlotMemory, Slots
+
+
+class Pusher:
+    """The pushing side of one worker.
+
+    Parameters
+    ----------
+    connection : Connection
+        Its connection.
+    shares_memory : bool
+        Whether to share memory with a broker on the same host.
+    """
+
+    def __init__(self, connection: Connection, *, shares_memory: bool) -> None:
+        self._connection = connection
+        self._slots = Slots()
+        self._host = host_name() if shares_memory else None
+        # The session in which the broker could not attach to a slot.
+        self._refused: str | None = None
+        # The last push's; the next one's is mostly the same.
+        self._header = Header(connection.session.worker_id, 0, None)
+
+    def layout(self) -> Layout:
+        """Give the layout of the parameters that the broker has.
+
+        Returns
+        -------
+        Layout
+            As last heard.
+
+        Raises
+        ------
+        NoParameters
+            If it has none.
+        """
+        connection = self._connection
+        layout = connection.session.layout
+        if layout is not None:
+            return layout
+        # The heartbeat that tells of new parameters may still be under way; the broker itself knows.
+        try:
+            return fetch_layout(connection.puller)
+        except NoParameters:
+            connection.catch_up()  # a new broker has none, and that is the news
+            raise
+
+    def push(
+        self, layout: Layout, gradients: Any, details: Mapping[str, Any], base: State | None, *, copies: bool
+    ) -> int:
+        """Queue a gradient from the caller's arrays.
+
+        Parameters
+        ----------
+        layout : Layout
+            From `layout`.
+        gradients : nest of array_like
+            As for `Worker.push`.
+        details : mapping
+            From `checked_details`.
+        base : State or None
+            What it was computed on.
+        copies : bool
+            Whether the caller may change the arrays at once.
+
+        Returns
+        -------
+        int
+            Its number.
+        """
+        if layout.gradient_bytes >= SHARED_BYTES and self._shares:
+            slot = self.take(layout)
+            try:
+                layout.pack_gradient(gradients, out=slot.arenas)
+            except BaseException:
+                self._slots.give_back(slot)
+                raise
+            return self.push_slot(layout, slot, details, base)
+        arenas = layout.pack_gradient(gradients) if copies else lend(layout, gradients)
+        return self._queue(layout, encode(layout, arenas), details, base, None)
+
+    def push_slot(self, layout: Layout, slot: SlotMemory, details: Mapping[str, Any], base: State | None) -> int:
+        """Queue the gradient that a slot holds.
+
+        Parameters
+        ----------
+        layout : Layout
+            That the slot was taken for.
+        slot : SlotMemory
+            From `take`; not the caller's any more.
+        details : mapping
+            From `checked_details`.
+        base : State or None
+            What it was computed on.
+
+        Returns
+        -------
+        int
+            Its number.
+        """
+        return self._queue(layout, slot.parts, details, base, slot)
+
+    def take(self, layout: Layout) -> SlotMemory:
+        """Take a slot, waiting for one to become free.
+
+        Parameters
+        ----------
+        layout : Layout
+            From `layout`.
+
+        Returns
+        -------
+        SlotMemory
+            For `push_slot` or `give_back`; the broker knows it, if it can.
+
+        Raises
+        ------
+        StateError
+            If all slots are in callers' hands.
+        BrokerUnreachable
+            If nothing is settled in time.
+        """
+        slots, session, driver = self._slots, self._connection.session, self._connection.driver
+        window = session.window
+        with self._connection.lock:
+            shares = self._shares and layout.gradient_bytes >= SHARED_BYTES
+            slot = slots.take(layout, window.settled, shares=shares)
+            if slot is None:
+                if slots.is_waiting_in_vain:
+                    raise StateError("every slot is being filled; leave one with-block before the next begins")
+                first = window.settled + 1
+                session.awaited.append(first)
+                driver.wake()
+
+                def is_free() -> bool:
+                    nonlocal slot
+                    slot = slots.take(layout, window.settled, shares=shares)
+                    return slot is not None
+
+                try:
+                    self._connection.wait(is_free)
+                finally:
+                    session.awaited.remove(first)
+            assert slot is not None  # waited for
+        if slot.pages is not None and slot.index not in session.shared and self._shares:
+            self._share(slot)
+        return slot
+
+    def give_back(self, slot: SlotMemory) -> None:
+        """Give an unused slot back.
+
+        Parameters
+        ----------
+        slot : SlotMemory
+            From `take`.
+        """
+        self._slots.give_back(slot)
+
+    @property
+    def _shares(self) -> bool:
+        session = self._connection.session
+        return self._host is not None and session.host == self._host and session.name != self._refused
+
+    def _share(self, slot: SlotMemory) -> None:
+        """Tell the broker of a slot; if it cannot attach to it, everything goes through sockets as if nothing were."""
+        session = self._connection.session
+        assert slot.pages is not None  # the caller has looked
+        name, layout = session.name, session.layout
+        try:
+            self._connection.puller.request(
+                "share",
+                worker=session.worker_id,
+                session=name,
+                slot=slot.index,
+                address=list(slot.pages.address),
+                fingerprint=None if layout is None else layout.fingerprint,
+            )
+        except ControlError as error:
+            if error.code == "unavailable":
+                self._refused = name
+            return
+        with self._connection.lock:
+            if session.name == name:
+                session.shared.add(slot.index)
+
+    def _queue(
+        self,
+        layout: Layout,
+        parts: Sequence[Any],
+        details: Mapping[str, Any],
+        base: State | None,
+        slot: SlotMemory | None,
+    ) -> int:
+        header = self._header
+        if header.base is not base or header.fingerprint != layout.fingerprint:
+            header = self._header = Header(self._connection.session.worker_id, layout.fingerprint, base)
+        size = layout.gradient_bytes
+        session, driver = self._connection.session, self._connection.driver
+        with self._connection.lock:
+            try:
+                if not session.can_push(size, layout.fingerprint):
+                    session.check_size(size)
+                    driver.wake()
+                    try:
+                        self._connection.wait(lambda: session.can_push(size, layout.fingerprint))
+                    finally:
+                        session.stop_wanting()
+                number = session.push(header, details, parts, size, None if slot is None else slot.index)
+            except BaseException:
+                if slot is not None:
+                    self._slots.give_back(slot)
+                raise
+            if slot is not None:
+                self._slots.keep(slot, number)
+            driver.send_due()
+            if driver.is_idle:
+                driver.wake()
+        return number
+
+
+class Slot:
+    """Memory to compute a gradient into, which is pushed at the end of the with-block; made by `Worker.slot`.
+
+    Its arrays hold whatever was there before: all of each has to be written. They must not be touched after the block:
+    the gradient may not have been read yet.
+
+    Attributes
+    ----------
+    loss, examples, cursor, base_version : object
+        As for `Worker.push`; may be set until the block ends.
+    number : int or None
+        The gradient's number, once it is pushed.
+    """
+
+    def __init__(
+        self, pusher: Pusher, state_of: Callable[[Any], State | None], nest_of: Callable[[Layout, list[Any]], Any]
+    ) -> None:
+        self.loss: float | None = None
+        self.examples = 1
+        self.cursor: bytes | str | None = None
+        self.base_version: Snapshot | State | int | None = None
+        self.number: int | None = None
+        self._pusher = pusher
+        self._state_of = state_of
+        self._nest_of = nest_of
+        self._memory: SlotMemory | None = None
+        self._layout: Layout | None = None
+
+    def __enter__(self) -> Any:
+        if self._memory is not None or self.number is not None:
+            raise StateError("a slot is used once; call worker.slot() again")
+        layout = self._layout = self._pusher.layout()
+        memory = self._memory = self._pusher.take(layout)
+        leaves = [
+            memory.arenas[leaf.arena][leaf.offset : leaf.offset + leaf.size].reshape(leaf.shape)
+            if leaf.arena < layout.n_trainable_arenas
+            else None
+            for leaf in layout.leaves
+        ]
+        return self._nest_of(layout, leaves)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        memory, layout, self._memory = self._memory, self._layout, None
+        if memory is None or layout is None:
+            return
+        if kind is not None:
+            self._pusher.give_back(memory)
+            return
+        try:
+            details = checked_details(self.loss, self.examples, self.cursor)
+            base = self._state_of(self.base_version)
+        except BaseException:
+            self._pusher.give_back(memory)
+            raise
+        self.number = self._pusher.push_slot(layout, memory, details, base)

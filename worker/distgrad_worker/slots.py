@@ -1,0 +1,143 @@
+"""Where gradients lie until they are settled, if not in the caller's arrays: memory that is used again and again.
+
+Shared with the broker where both are on one host: then not the gradient is sent but a header that names the slot.
+Else it is this process's own, and the numbers are sent from there. The broker may be told of a slot or not, and may
+forget it (another session, another broker): what it does not know is sent. So nothing depends on sharing.
+
+A slot is free again when the gradient in it is settled. Nothing here knows a socket, a lock or a clock.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from distgrad.arrays import lasting_empty
+from distgrad.codec import slot_arenas, slot_bytes
+from distgrad.layout import Layout
+from distgrad.shared_pages import SharedPages, Unavailable
+from distgrad.wire import PART_BYTES
+
+# Below this a copy through a socket costs less than everything else.
+SHARED_BYTES = 64 * 1024
+# Enough that one is being filled, one applied and one waits; more, within this many bytes, where they are small.
+MIN_SLOTS, MAX_SLOTS = 3, 16
+_SLOTS_BYTES = 64 * 1024 * 1024
+
+
+class SlotMemory:
+    """Memory for one gradient.
+
+    Parameters
+    ----------
+    index : int
+        Its name within the process, from 0, never used again.
+    layout : Layout
+        Of the gradients.
+    shares : bool
+        Whether to try to make it shared memory.
+
+    Attributes
+    ----------
+    arenas : list of ndarray, 1-D
+        The trained arenas.
+    parts : list of memoryview
+        The same as the parts of a payload, should it be sent.
+    pages : SharedPages or None
+        What others may attach to.
+    """
+
+    __slots__ = ("arenas", "index", "is_taken", "number", "pages", "parts")
+
+    def __init__(self, index: int, layout: Layout, *, shares: bool) -> None:
+        self.index = index
+        self.pages: SharedPages | None = None
+        size = slot_bytes(layout)
+        memory: np.ndarray[Any, Any] | None = None
+        if shares:
+            try:
+                self.pages = SharedPages(size)
+                memory = self.pages.array
+            except Unavailable:
+                pass
+        self.arenas = slot_arenas(layout, lasting_empty(size, np.uint8) if memory is None else memory)
+        bytes_of = [arena.data.cast("B") for arena in self.arenas if arena.size]
+        self.parts = [data[at : at + PART_BYTES] for data in bytes_of for at in range(0, len(data), PART_BYTES)]
+        # The gradient in it: unsettled if its number is more than what is settled.
+        self.number = 0
+        self.is_taken = False
+
+
+class Slots:
+    """The slots of one worker, for one layout at a time."""
+
+    def __init__(self) -> None:
+        self._layout: Layout | None = None
+        self._slots: list[SlotMemory] = []
+        self._made = 0
+
+    def take(self, layout: Layout, settled: int, *, shares: bool) -> SlotMemory | None:
+        """Take a slot that is free, or make one.
+
+        Parameters
+        ----------
+        layout : Layout
+            Of the gradient.
+        settled : int
+            The number up to which all is settled.
+        shares : bool
+            Whether a new one should be shared memory.
+
+        Returns
+        -------
+        SlotMemory or None
+            For the caller alone, until `keep` or `give_back`. None if all are in use: something has to be settled.
+        """
+        if self._layout is None or self._layout.fingerprint != layout.fingerprint:
+            # The others live on as long as something that is unsettled lies in them.
+            self._layout, self._slots = layout, []
+        if shares and any(slot.pages is None for slot in self._slots):
+            self._slots = [slot for slot in self._slots if slot.pages is not None]
+        for slot in self._slots:
+            if not slot.is_taken and slot.number <= settled:
+                slot.is_taken = True
+                return slot
+        size = max(slot_bytes(layout), 1)
+        if len(self._slots) >= max(MIN_SLOTS, min(MAX_SLOTS, _SLOTS_BYTES // size)):
+            return None
+        slot = SlotMemory(self._made, layout, shares=shares)
+        self._made += 1
+        slot.is_taken = True
+        self._slots.append(slot)
+        return slot
+
+    @property
+    def is_waiting_in_vain(self) -> bool:
+        """Whether all slots are in their takers' hands, so that nothing that is settled could free one."""
+        return all(slot.is_taken for slot in self._slots)
+
+    @staticmethod
+    def keep(slot: SlotMemory, number: int) -> None:
+        """Leave a slot to the gradient in it.
+
+        Parameters
+        ----------
+        slot : SlotMemory
+            From `take`.
+        number : int
+            The gradient's.
+        """
+        slot.number = number
+        slot.is_taken = False
+
+    @staticmethod
+    def give_back(slot: SlotMemory) -> None:
+        """Give an unused slot back.
+
+        Parameters
+        ----------
+        slot : SlotMemory
+            From `take`.
+        """
+        slot.is_taken = False

@@ -9,6 +9,7 @@ TINY ?=
 SEEDS ?= 1000
 FIRST ?= 0
 JOBS ?= 1
+EXTRAS := flax sklearn
 
 PY := $(VENV)/bin/python
 CODE := distgrad/distgrad broker/distgrad_broker worker/distgrad_worker
@@ -17,7 +18,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint con
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow faults simulate mutations fmt lint types bench bench-peers docs build clean
+.PHONY: help demo test test-slow test-extras faults simulate mutations fmt lint types bench bench-peers docs build clean
 
 help: ## list the commands
 	@awk 'BEGIN { FS = ":.*## "; print "make demo test ... (ARGS=... goes to the program behind a command)\n" } \
@@ -31,6 +32,11 @@ test: $(VENV)/.ready-test ## the tests, without the slow ones (ARGS="-k layout")
 
 test-slow: $(VENV)/.ready-dev ## only the slow tests: packaging, soaks
 	$(PY) -m pytest -m slow $(ARGS)
+
+test-extras: $(VENV)/.ready-test $(EXTRAS:%=$(VENV)/.ready-%) ## the tests of the adapters to other frameworks, which `make test` may skip
+	$(PY) -m pytest tests/distgrad_worker/test_jax.py tests/distgrad_worker/test_jax_optimizer.py $(ARGS)
+	$(PY) -m pytest tests/distgrad_worker/test_sklearn.py $(ARGS)
+	$(PY) -m pytest -m "slow or not slow" tests/scenarios/test_frameworks.py $(ARGS)
 
 faults: $(VENV)/.ready-test ## real processes that are killed, frozen and cut off, disks that are full: at length
 	$(PY) -m pytest -m "slow or not slow" tests/scenarios/test_kills.py tests/scenarios/test_write_path.py \

@@ -16,6 +16,7 @@ import builtins, ctypes, sys
 
 for name in ("fcntl", "grp", "pwd", "resource", "termios", "_posixshmem"):
     sys.modules[name] = None
+sys.modules["jax"] = None  # what it needs itself is for it to say
 
 def no_shared_memory(event, arguments):
     if event in ("open", "os.listdir", "os.mkdir", "os.remove") and str(arguments[0]).startswith("/dev/shm"):
@@ -43,7 +44,7 @@ for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             importlib.import_module(module.name)
         except ModuleNotFoundError as error:
             # Extras need not be installed.
-            if error.name.partition(".")[0] not in ("matplotlib", "numba", "sklearn"):
+            if error.name.partition(".")[0] not in ("jax", "matplotlib", "numba", "sklearn"):
                 raise
 """
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch  # type: ignore[import-not-found]  # only who remakes the file needs it
+import torch  # only who remakes the file needs it
 
 STEPS = 100
 SHAPES = {"weight": (5, 7), "bias": (7,), "scale": ()}

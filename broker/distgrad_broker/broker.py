@@ -301,6 +301,8 @@ class Broker:
             return
         self._served.shut_down()
         self._thread.join()
+        # With it goes the memory of the broker, which this object must not keep.
+        self._served = dataclasses.replace(self._served, shut_down=lambda: None)
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from distgrad.durable.books import LIVE
 from distgrad.wire import Gradient
+from distgrad_broker import leasing
 from distgrad_broker.members import Member
 from distgrad_broker.settling import answer_heartbeat, use_up_ahead
 from distgrad_broker.shared_slots import is_known
@@ -74,6 +75,8 @@ def accept(state: CoreState, gradient: Gradient, now: float) -> None:
         use_up_ahead(state, member)
         return
     member.accepted = number
+    if state.leases:
+        leasing.end(state, member.worker)
     member.queued_bytes += gradient.charge
     member.received_bytes += gradient.size
     if gradient.cursor is not None:

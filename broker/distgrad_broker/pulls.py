@@ -7,6 +7,7 @@ from typing import Any
 
 from distgrad.errors import MalformedMessage
 from distgrad.wire import State, field, parse_state
+from distgrad_broker import leasing
 from distgrad_broker.events import RequestReceived
 from distgrad_broker.requests import RequestError
 from distgrad_broker.state import CoreState
@@ -34,18 +35,28 @@ class PullWait:
         The last number that it has pushed, to be decided on before its pull.
     is_near : bool
         Whether its client may be told where shared memory is.
+    leases : bool
+        Whether it will read there for a while.
     """
 
-    __slots__ = ("have", "is_near", "newer_than", "pushed", "queued_at", "waits_since", "worker")
+    __slots__ = ("have", "is_near", "leases", "newer_than", "pushed", "queued_at", "waits_since", "worker")
 
     def __init__(
-        self, newer_than: State | None, have: int | None, worker: str | None, pushed: int, *, is_near: bool
+        self,
+        newer_than: State | None,
+        have: int | None,
+        worker: str | None,
+        pushed: int,
+        *,
+        is_near: bool,
+        leases: bool,
     ) -> None:
         self.newer_than = newer_than
         self.have = have
         self.worker = worker
         self.pushed = pushed
         self.is_near = is_near
+        self.leases = leases
         # Since when it waits for its turn to read a large version, if it does, and since when its predecessor did.
         self.queued_at: float | None = None
         self.waits_since: float | None = None
@@ -82,7 +93,9 @@ def get(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) 
     pushed: int = field(header, "pushed", int, 0, low=0)
     host: str | None = field(header, "host", str, None)
     is_near = host is not None and host == state.settings.host
-    wanted = PullWait(None if newer_than is None else parse_state(newer_than), have, worker, pushed, is_near=is_near)
+    leases = is_near and field(header, "lease", bool, False) and leasing.may_lease(state, worker, request.user)
+    known = None if newer_than is None else parse_state(newer_than)
+    wanted = PullWait(known, have, worker, pushed, is_near=is_near, leases=leases)
     if state.versions.layout is None:
         raise RequestError("no_parameters", "no parameters were set yet; use set, or initialize from a worker")
     key = waiter.client or waiter.envelope
@@ -177,7 +190,8 @@ def _serve(state: CoreState, key: Any, waiter: Waiter, now: float) -> None:
         places, small = shared
         state.pulls.pop(key, None)
         sends_layout = wanted.have != layout.fingerprint
-        answer = {**_UNCHANGED, "unchanged": False, "layout": sends_layout, "places": places}
+        token = leasing.lease(state, wanted.worker, now) if wanted.leases else None
+        answer = {**_UNCHANGED, "unchanged": False, "layout": sends_layout, "places": places, "token": token}
         state.answer(waiter, answer, [layout.to_frame(), *small] if sends_layout else small)
         return
     opened = state.versions.open(now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from distgrad.shared_pages import Unavailable
 from distgrad.wire import field
+from distgrad_broker import leasing
 from distgrad_broker.callers import member_of
 from distgrad_broker.events import RequestReceived
 from distgrad_broker.members import Member
@@ -49,7 +50,7 @@ def share(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
 
 
 def forget(state: CoreState, member: Member) -> None:
-    """Let go of the slots of a worker that is gone, or whose session is over.
+    """Let go of the slots and the lease of a worker that is gone, or whose session is over.
 
     Parameters
     ----------
@@ -59,5 +60,6 @@ def forget(state: CoreState, member: Member) -> None:
         Whose they are.
     """
     member.slots = ()
+    leasing.end(state, member.worker)
     if state.slots is not None:
         state.slots.forget(member.worker)

@@ -18,6 +18,7 @@ from distgrad_broker.checkpoint_memory import Checkpoints
 from distgrad_broker.core_settings import JOURNAL, NONE, CoreSettings
 from distgrad_broker.events import Effect, Log, Reply
 from distgrad_broker.grants import Grants
+from distgrad_broker.holds import Hold
 from distgrad_broker.members import Member, Members
 from distgrad_broker.requests import ClientKey, RememberedReplies, RequestError
 from distgrad_broker.shared_slots import SharedSlots
@@ -51,6 +52,8 @@ class CoreState:
         self.versions = versions
         # Shared with workers on this host; None if nothing is.
         self.slots: SharedSlots | None = None
+        # By worker: the version that it computes on where it is.
+        self.leases: dict[str, Hold] = {}
         self.adopt_policy(policy, weighing)
         self.incarnation = settings.incarnation
         self.generation = 0

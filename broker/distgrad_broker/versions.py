@@ -12,11 +12,10 @@ waits for a reader. Where both others are being read it is made in place: nobody
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from distgrad.arrays import lasting_empty
 from distgrad.codec import decode, encode
@@ -44,7 +43,7 @@ class Versions:
     Parameters
     ----------
     holder : ParameterHolder
-        Owned by the caller's thread, as is this object.
+        Owned by the caller's thread.
     shared : SharedArenas, optional
         Lets processes of this host read versions where they are.
     """
@@ -52,6 +51,8 @@ class Versions:
     def __init__(self, holder: ParameterHolder, shared: SharedArenas | None = None) -> None:
         self.holder = holder
         self._shared = shared
+        # Makes an arena of a size and a dtype.
+        self.empty = lasting_empty if shared is None else shared.empty
         if shared is not None and holder.storage is not None and holder.storage.adopted is None:
             holder.storage.arenas[:] = shared.share(holder.storage.arenas)
             shared.end(holder.storage)
@@ -169,22 +170,13 @@ class Versions:
         if self._shared is not None and self.holder.storage is not None:
             self._shared.end(self.holder.storage)
 
-    @property
-    def empty(self) -> Callable[[int, DTypeLike], np.ndarray[Any, Any]]:
-        """Makes an arena of a size and a dtype, for parameters that are about to be set."""
-        return lasting_empty if self._shared is None else self._shared.empty
-
     def share(self) -> tuple[list[list[Any] | None], list[Any]] | None:
-        """Tell processes of this host where the current version is.
+        """Tell processes of this host where the current version is; see `lease`.
 
         Returns
         -------
-        places : list
-            As from `SharedArenas.describe`.
-        parts : list of buffers
-            What has to be sent all the same: the small arenas, whole, in order.
-
-        None if nothing is shared.
+        tuple or None
+            As from `SharedArenas.describe`, and the small arenas, which are sent whole; None if nothing is shared.
         """
         _, storage = self._current()
         places = None if self._shared is None else self._shared.describe(storage)
@@ -195,6 +187,22 @@ class Versions:
             self._spares.append(self.holder.new_spare(self.empty))
         small = [arena.tobytes() for arena, place in zip(storage.arenas, places, strict=True) if place is None]
         return places, small
+
+    def lease(self, now: float) -> Hold | None:
+        """Hold the current version for somebody who reads it where it is.
+
+        Parameters
+        ----------
+        now : float
+            Seconds on the shell's clock.
+
+        Returns
+        -------
+        Hold or None
+            To `release`; `last_used` is the caller's. None if too many versions are being read already.
+        """
+        layout, storage = self._current()
+        return self._hold(layout, storage, now) if self._may_be_read(storage) else None
 
     def clear(self) -> None:
         """Take the parameters away."""
@@ -218,8 +226,7 @@ class Versions:
         n_parts = len(layout.parts())
         if n_parts <= RANGE_PARTS:
             return Range(None, encode(layout, storage.arenas, trained_only=False), n_parts, False)
-        occupied = self._occupied()
-        if id(storage) not in occupied and len(occupied) >= MAX_HELD:
+        if not self._may_be_read(storage):
             return None
         return self._serve(self._hold(layout, storage, now), 0)
 
@@ -354,6 +361,10 @@ class Versions:
             if hold.parts_read >= len(hold.parts) and hold.token not in self._pinned:
                 del self._holds[hold.token]
         return any(hold.token in self._holds for hold in readers)
+
+    def _may_be_read(self, storage: Storage) -> bool:
+        occupied = self._occupied()
+        return id(storage) in occupied or len(occupied) < MAX_HELD
 
     def _occupied(self) -> dict[int, Storage]:
         """Find the versions that must not be written to: somebody reads them, or ZeroMQ does."""

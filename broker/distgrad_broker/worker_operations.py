@@ -7,7 +7,7 @@ from typing import Any
 
 from distgrad.durable.books import LIVE
 from distgrad.wire import MAX_ID_CHARACTERS, field
-from distgrad_broker import checkpoints, membership, settling, sharing, updates
+from distgrad_broker import checkpoints, leasing, membership, settling, sharing, updates
 from distgrad_broker.callers import member_of
 from distgrad_broker.core_settings import CHECKPOINT
 from distgrad_broker.events import RequestReceived
@@ -165,6 +165,8 @@ def heartbeat(state: CoreState, request: RequestReceived, waiter: Waiter, now: f
     is_back = state.members.renew(member, now, state.busy_s)
     if is_back:
         state.log(logging.INFO, "worker is back", worker=member.worker, session=member.session)
+    if state.leases:
+        leasing.renew(state, member.worker, now)
     member.sent, member.known = sent, settled
     while member.refusals and member.refusals[0][0] <= settled:
         member.refusals.popleft()

@@ -187,7 +187,7 @@ class Reader:
         if fetched is None:
             return None
         self._layout = fetched.layout
-        return Snapshot(*fetched)
+        return Snapshot(fetched.layout, fetched.arenas, fetched.state)
 
 
 def _checked(timeout: float) -> float:

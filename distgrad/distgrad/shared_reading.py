@@ -22,6 +22,35 @@ STAMP_BYTES = 4096
 _MAX_MAPPED = 16
 
 
+class Lease:
+    """Arenas in the broker's memory, which it leaves alone for a while.
+
+    Parameters
+    ----------
+    arenas : list of ndarray, 1-D
+        Read-only views; copies of the small ones.
+    stamps : list of tuple
+        Where each stamp lies, and what it must be.
+    """
+
+    __slots__ = ("_stamps", "arenas")
+
+    def __init__(self, arenas: list[NDArray[Any]], stamps: list[tuple[NDArray[np.uint64], int]]) -> None:
+        self.arenas = arenas
+        self._stamps = stamps
+
+    def is_good(self) -> bool:
+        """Tell whether what was read so far was one version.
+
+        Returns
+        -------
+        bool
+            False if the broker has begun to write there.
+        """
+        fence()
+        return all(stamp[0] == wanted for stamp, wanted in self._stamps)
+
+
 class SharedReading:
     """What one client has mapped of its broker's memory.
 
@@ -58,30 +87,53 @@ class SharedReading:
         MalformedMessage
             If what came does not fit the arenas.
         """
-        if type(places) is not list or len(places) != len(arenas):
-            raise MalformedMessage(f"a version of {len(arenas)} arenas must have as many places")
-        sent = iter(small)
-        for place, arena in zip(places, arenas, strict=True):
+        lease = self.lease(places, small, [(arena.size, arena.dtype) for arena in arenas])
+        if lease is None:
+            return False
+        for arena, source in zip(arenas, lease.arenas, strict=True):
+            np.copyto(arena, source)
+        return lease.is_good()
+
+    def lease(self, places: Any, small: Sequence[Any], specs: Sequence[tuple[int, np.dtype[Any]]]) -> Lease | None:
+        """See a version where it is.
+
+        Parameters
+        ----------
+        places, small : object, sequence of buffers
+            As for `copy`.
+        specs : sequence of tuple
+            Elements and dtype of each arena.
+
+        Returns
+        -------
+        Lease or None
+            None if it is not there any more, or cannot be read.
+
+        Raises
+        ------
+        MalformedMessage
+            If what came does not fit the arenas.
+        """
+        if type(places) is not list or len(places) != len(specs):
+            raise MalformedMessage(f"a version of {len(specs)} arenas must have as many places")
+        sent, arenas, stamps = iter(small), [], []
+        for place, (size, dtype) in zip(places, specs, strict=True):
+            n_bytes = size * dtype.itemsize
             if place is None:
                 part = next(sent, b"")
-                if len(part) != arena.nbytes:
-                    raise MalformedMessage(f"an arena of {arena.nbytes} bytes came with {len(part)}")
-                arena.view(np.uint8)[:] = np.frombuffer(part, np.uint8)
+                if len(part) != n_bytes:
+                    raise MalformedMessage(f"an arena of {n_bytes} bytes came with {len(part)}")
+                arenas.append(np.frombuffer(bytes(part), dtype))
                 continue
             try:
-                pages = self._map(place, arena.nbytes)
+                pages = self._map(place, n_bytes)
             except Unavailable:
                 self.host = None
-                return False
-            stamp = pages[:8].view(np.uint64)
-            if stamp[0] != place[4]:
-                return False
-            fence()
-            np.copyto(arena, pages[STAMP_BYTES:].view(arena.dtype))
-            fence()
-            if stamp[0] != place[4]:
-                return False
-        return True
+                return None
+            arenas.append(pages[STAMP_BYTES:].view(dtype))
+            stamps.append((pages[:8].view(np.uint64), place[4]))
+        lease = Lease(arenas, stamps)
+        return lease if lease.is_good() else None
 
     def _map(self, place: Any, n_bytes: int) -> NDArray[np.uint8]:
         if type(place) is not list or len(place) != 5 or type(place[4]) is not int:

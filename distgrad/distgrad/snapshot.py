@@ -24,17 +24,28 @@ class Snapshot:
         Its full name: incarnation, generation, version.
     like : nest, optional
         A nest whose namedtuples `parameters` takes over.
+    is_lent : bool
+        Whether the memory is the broker's: read-only, and valid until the worker's next push or pull.
     """
 
-    def __init__(self, layout: Layout, arenas: list[np.ndarray[Any, Any]], state: State, like: Any = None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        arenas: list[np.ndarray[Any, Any]],
+        state: State,
+        like: Any = None,
+        *,
+        is_lent: bool = False,
+    ) -> None:
         self.layout = layout
         self.arenas = arenas
         self.state = state
         self.like = like
+        self.is_lent = is_lent
 
     @cached_property
     def parameters(self) -> Any:
-        """The nest as it was set, with arrays of the caller's own; a namedtuple comes back as a dict."""
+        """The nest as it was set, in arrays of the caller's own if they are not lent; a namedtuple is a dict."""
         return self.layout.nest(self.layout.views(self.arenas), like=self.like)
 
     @property
@@ -55,7 +66,7 @@ class Snapshot:
         Snapshot
             Shares the memory of this one.
         """
-        return Snapshot(self.layout, self.arenas, self.state, like)
+        return Snapshot(self.layout, self.arenas, self.state, like, is_lent=self.is_lent)
 
     def __repr__(self) -> str:
         return f"Snapshot(version={self.version}, generation={self.state.generation}, leaves={len(self.layout.leaves)})"

@@ -18,7 +18,7 @@ from distgrad import codec, wire
 from distgrad.client import ControlClient, Pending, Reply
 from distgrad.errors import BrokerRestarted, MalformedMessage, SnapshotRevoked
 from distgrad.layout import Layout, aligned_empty
-from distgrad.shared_reading import SharedReading
+from distgrad.shared_reading import Lease, SharedReading
 
 # A broker takes a snapshot back when it needs the memory: a reader that meets this again and again is too slow for
 # the rate of updates and is told so, instead of loading the link for ever.
@@ -43,11 +43,14 @@ class Fetched(NamedTuple):
         All arenas in the layout's order. They belong to the caller.
     state : State
         Incarnation, generation and version that the numbers have.
+    lease : Lease or None
+        If the arenas are the broker's own.
     """
 
     layout: Layout
     arenas: list[Array]
     state: wire.State
+    lease: Lease | None = None
 
 
 def fetch(
@@ -61,6 +64,7 @@ def fetch(
     worker: str | None = None,
     pushed: int = 0,
     shared: SharedReading | None = None,
+    leases: bool = False,
 ) -> Fetched | None:
     """Fetch the broker's parameters.
 
@@ -85,6 +89,8 @@ def fetch(
         The number of its last gradient, which is to be decided on before.
     shared : SharedReading, optional
         Reads the broker's memory, if that is on this host.
+    leases : bool
+        Whether the arenas may be the broker's own; it then leaves them alone until `worker`'s next gradient or `get`.
 
     Returns
     -------
@@ -103,6 +109,8 @@ def fetch(
         As `ControlClient.request`.
     """
     asked: dict[str, Any] = {"newer_than": None if newer_than is None else list(newer_than), "wait_s": wait_s}
+    if leases:
+        asked["lease"] = True
     if worker is not None:
         asked |= {"worker": worker, "pushed": pushed}
     with client.conversation():
@@ -223,6 +231,10 @@ def _fetch_once(
     state = reply.state
     places = reply.header.get("places")
     if places is not None and shared is not None:
+        if reply.header.get("token") is not None:
+            lease = shared.lease(places, parts, [(arena.size, arena.dtype) for arena in layout.arenas])
+            if lease is not None:
+                return Fetched(layout, lease.arenas, state, lease)
         arenas = _arenas(layout, out_arenas)
         if shared.copy(places, parts, arenas):
             return Fetched(layout, arenas, state)

@@ -6,7 +6,7 @@ caller's numbers are copied into arrays of their own, or lent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +19,7 @@ from distgrad.transfer import fetch_layout
 from distgrad.wire import State
 from distgrad_worker.connection import Connection
 from distgrad_worker.headers import Header, checked_details
+from distgrad_worker.pulling import Puller
 from distgrad_worker.slots import SHARED_BYTES, SlotMemory, Slots
 
 
@@ -177,6 +178,10 @@ class Pusher:
         """
         self._slots.give_back(slot)
 
+    def close(self) -> None:
+        """Let go of the slots; what is unsettled keeps those that it lies in."""
+        self._slots = Slots()
+
     @property
     def _shares(self) -> bool:
         session = self._connection.session
@@ -253,17 +258,14 @@ class Slot:
         The gradient's number, once it is pushed.
     """
 
-    def __init__(
-        self, pusher: Pusher, state_of: Callable[[Any], State | None], nest_of: Callable[[Layout, list[Any]], Any]
-    ) -> None:
+    def __init__(self, pusher: Pusher, puller: Puller) -> None:
         self.loss: float | None = None
         self.examples = 1
         self.cursor: bytes | str | None = None
         self.base_version: Snapshot | State | int | None = None
         self.number: int | None = None
         self._pusher = pusher
-        self._state_of = state_of
-        self._nest_of = nest_of
+        self._puller = puller
         self._memory: SlotMemory | None = None
         self._layout: Layout | None = None
 
@@ -278,7 +280,7 @@ class Slot:
             else None
             for leaf in layout.leaves
         ]
-        return self._nest_of(layout, leaves)
+        return layout.nest(leaves, self._puller.like_of(layout))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -291,7 +293,7 @@ class Slot:
             return
         try:
             details = checked_details(self.loss, self.examples, self.cursor)
-            base = self._state_of(self.base_version)
+            base = self._puller.base_of(self.base_version)
         except BaseException:
             self._pusher.give_back(memory)
             raise

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import atexit
-import math
-import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from distgrad.errors import DistgradError, NoParameters, StateError
+from distgrad.errors import DistgradError
 from distgrad.keys import ClientKeys
 from distgrad.nests import skeleton
-from distgrad.shared_reading import SharedReading
 from distgrad.snapshot import Snapshot
-from distgrad.transfer import fetch, offer
+from distgrad.transfer import offer
 from distgrad.wire import State
 from distgrad_worker.connection import Connection, flush_at_exit, new_session
 from distgrad_worker.headers import checked_details
+from distgrad_worker.pulling import Puller
 from distgrad_worker.pushing import Pusher, Slot
 from distgrad_worker.session import OPEN
 
@@ -24,12 +22,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from distgrad.keys import KeyPath
-    from distgrad.layout import Layout
 
 # An unfinished worker is given this long to deliver when its with-block ends by an exception.
 _ABORT_FLUSH_S = 1.0
-# The most that a pull waits in one request; the broker's own limit.
-_PULL_WAIT_S = 5.0
 
 
 class Worker:
@@ -90,11 +85,8 @@ class Worker:
         self._session = new_session(worker_id, window_bytes)
         self._connection = Connection(self._session, address, ClientKeys.of(keys), timeout, gradients)
         self._lock = self._connection.lock
-        self._last_state: State | None = None
         self._pusher = Pusher(self._connection, shares_memory=shares_memory)
-        self._reading = SharedReading() if shares_memory else None
-        # Fingerprint and skeleton of what `initialize` was given.
-        self._like: tuple[int | None, Any] = (None, None)
+        self._puller = Puller(self._connection, shares_memory=shares_memory)
         # Weakly: the exit hook must not keep a worker alive that nobody uses any more.
         self._at_exit = flush_at_exit(weakref.ref(self))
         atexit.register(self._at_exit)
@@ -168,14 +160,16 @@ class Worker:
         if snapshot.layout.fingerprint != layout.fingerprint:
             return snapshot
         # A nest comes over the wire without its namedtuple classes; this process knows them.
-        self._like = (layout.fingerprint, skeleton(parameters))
-        return snapshot.shaped_like(self._like[1])
+        self._puller.like = (layout.fingerprint, skeleton(parameters))
+        return snapshot.shaped_like(self._puller.like[1])
 
     def pull(
         self,
         newer_than: Snapshot | State | int | None = None,
         timeout: float | None = None,
         out: Snapshot | None = None,
+        *,
+        copy: bool = True,
     ) -> Snapshot:
         """Fetch the parameters.
 
@@ -188,11 +182,15 @@ class Worker:
             How long to wait, seconds; None waits as long as the broker answers.
         out : Snapshot, optional
             An earlier result whose memory is reused if the layout is the same; its arrays change.
+        copy : bool
+            Whether to give arrays of the caller's own. Without, on the broker's host, they may be the broker's:
+            read-only, and valid until this worker's next push or pull. `push` raises `SnapshotRevoked` if the broker
+            had to take them back before that.
 
         Returns
         -------
         Snapshot
-            A consistent version, in its own arrays.
+            A consistent version.
 
         Raises
         ------
@@ -205,18 +203,10 @@ class Worker:
         BrokerRestarted
             Once, if the broker was restarted and lost what it had.
         SnapshotRevoked
-            If the connection is too slow for the rate of updates.
+            If reading is too slow for the rate of updates.
         """
         self._connection.check()
-        since = self._state_of(newer_than)
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
-        while True:
-            snapshot = self._fetch(since, max(0.0, min(_PULL_WAIT_S, deadline - time.monotonic())), out)
-            if snapshot is not None:
-                return snapshot
-            if time.monotonic() >= deadline:
-                raise TimeoutError(f"nothing{'' if since is None else f' newer than {since}'} within {timeout} s")
-            self._connection.check()
+        return self._puller.pull(newer_than, timeout, out, copies=copy)
 
     def push(
         self,
@@ -267,11 +257,13 @@ class Worker:
             If a grant was waited for and the broker does not answer in time.
         BrokerRestarted
             Once, if the broker was restarted and lost what it had; this gradient was not queued.
+        SnapshotRevoked
+            If it was computed on the broker's memory (``pull(copy=False)``), which was taken back; it was not queued.
         """
         self._connection.check()
         layout = self._pusher.layout()
         details = checked_details(loss, examples, cursor)
-        return self._pusher.push(layout, gradients, details, self._base(base_version), copies=copy)
+        return self._pusher.push(layout, gradients, details, self._puller.base_of(base_version), copies=copy)
 
     def slot(self) -> Slot:
         """Give memory to compute the next gradient into; it is pushed at the end of the with-block.
@@ -285,7 +277,7 @@ class Worker:
             an exception within it pushes nothing. Errors are those of `push`.
         """
         self._connection.check()
-        return Slot(self._pusher, self._base, lambda layout, leaves: layout.nest(leaves, self._like_of(layout)))
+        return Slot(self._pusher, self._puller)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until everything pushed so far is settled.
@@ -358,42 +350,5 @@ class Worker:
     def _shut(self, *, leaves: bool) -> None:
         atexit.unregister(self._at_exit)
         self._connection.shut(leaves=leaves)
-
-    def _fetch(self, since: State | None, wait_s: float, out: Snapshot | None) -> Snapshot | None:
-        try:
-            fetched = fetch(
-                self._connection.puller,
-                newer_than=since,
-                wait_s=wait_s,
-                have=self._session.layout if out is None else out.layout,
-                out_arenas=None if out is None else out.arenas,
-                worker=self._session.worker_id,
-                pushed=self._session.window.last,
-                shared=self._reading,
-            )
-        except NoParameters:
-            self._connection.catch_up()
-            raise
-        if fetched is None:
-            return None
-        with self._lock:
-            self._last_state = fetched.state
-        return Snapshot(fetched.layout, fetched.arenas, fetched.state, self._like_of(fetched.layout))
-
-    def _like_of(self, layout: Layout) -> Any:
-        fingerprint, like = self._like
-        return like if layout.fingerprint == fingerprint else None
-
-    def _base(self, base_version: Snapshot | State | int | None) -> State | None:
-        return self._last_state if base_version is None else self._state_of(base_version)
-
-    def _state_of(self, what: Snapshot | State | int | None) -> State | None:
-        """Name the state that a caller means; a bare number means the incarnation and generation last pulled."""
-        if what is None or isinstance(what, State):
-            return what
-        if isinstance(what, Snapshot):
-            return what.state
-        known = self._last_state or self._session.state
-        if known is None:
-            raise StateError("a bare version number means nothing before the first pull; pull first")
-        return known._replace(version=int(what))
+        self._pusher.close()
+        self._puller.close()

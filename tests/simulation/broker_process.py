@@ -30,6 +30,7 @@ from distgrad_broker.events import (
     WorkDue,
 )
 from simulation import checks
+from simulation.clockwork import Alarm
 from simulation.file_thread import FileThread
 from simulation.reference import SMALL
 from simulation.watch import Watch, WatchedVersions
@@ -43,6 +44,8 @@ IDLE_S = 0.25
 CLOSE_TIMEOUT_S = 3.0
 FAREWELL_S = 0.3
 MAX_A_TURN = 64
+
+_TIME_PASSED, _DRAINED = TimePassed(), SocketsDrained(0.0)
 
 # Compiled once: a holder's own would take longer than all that it does here.
 _EXECUTOR = Executor(threads=1)
@@ -97,9 +100,12 @@ class BrokerProcess:
         self._posted: deque[Event] = deque()
         self._control: deque[tuple[tuple[bytes, ...], Frames]] = deque()
         self._gradients: deque[Frames] = deque()
-        self._wakes_at: float | None = None
+        self._alarm = Alarm(world, self._turn)
         self._turns_from = 0.0
         self._is_closing = False
+        # Whether anything may be other than at the last check.
+        self._is_changed = True
+        self._work = WorkDue(world.plan.work)
         self._ends_at = math.inf
         checks.check_core(self, data.recovered)
         self._write_records()
@@ -114,12 +120,9 @@ class BrokerProcess:
     # What comes from outside
 
     def wake(self, delay_s: float) -> None:
-        """Turn the loop at a time, if it does not turn before; a turn takes its time, and what comes then gathers."""
-        now = self.world.now
-        at = max(now + delay_s, self._turns_from)
-        if self._wakes_at is None or at < self._wakes_at:
-            self._wakes_at = at
-            self.world.at(at - now, self._turn, at)
+        """Turn the loop at a time, if it does not turn before; it turns at a steady pace, and what comes between gathers."""
+        now, pace_s = self.world.now, self.world.plan.pace_s
+        self._alarm.set(max(math.ceil((now + delay_s) / pace_s) * pace_s, self._turns_from))
 
     def receive_gradients(self, batch: Sequence[Frames]) -> None:
         self._gradients.extend(batch)
@@ -137,12 +140,11 @@ class BrokerProcess:
 
     # The loop
 
-    def _turn(self, at: float) -> None:
-        if at != self._wakes_at or self.is_ended:
+    def _turn(self) -> None:
+        if self.is_ended:
             return
-        self._wakes_at = None
         world = self.world
-        self._turns_from = world.now + world.plan.pace_s
+        self._turns_from = world.now + 0.5 * world.plan.pace_s
         if world.now < self.frozen_until:
             self.wake(self.frozen_until - world.now)
             return
@@ -154,7 +156,9 @@ class BrokerProcess:
         except Crash:
             world.broker_died(self, machine=False)
             return
-        checks.check_state(self)
+        if self._is_changed:
+            self._is_changed = False
+            checks.check_state(self)
         if is_over or now >= self._ends_at:
             world.broker_ended(self)
             return
@@ -162,7 +166,7 @@ class BrokerProcess:
             self.wake(0.0)
             return
         deadline = self.core.next_deadline()
-        self.wake(IDLE_S if deadline is None else min(IDLE_S, max(1e-6, deadline - now)))
+        self.wake(IDLE_S if deadline is None else min(IDLE_S, max(0.0, deadline - now)))
 
     def _turn_now(self, now: float) -> bool:
         """Do what `distgrad_broker.loop` does in a turn; tell whether the broker has closed."""
@@ -175,13 +179,11 @@ class BrokerProcess:
             self._handle(event, now)
         for _ in range(min(MAX_A_TURN, len(self._control))):
             self._read_request(now)
-        self._read_gradients(MAX_A_TURN, now)
-        if self._control or self._gradients:
-            self._handle(TimePassed(), now)
-        else:
-            self._handle(SocketsDrained(0.0), now)
+        if self._gradients:
+            self._read_gradients(MAX_A_TURN, now)
+        self._handle(_TIME_PASSED if self._control or self._gradients else _DRAINED, now)
         if core.has_work:
-            self._handle(WorkDue(self.world.plan.work), now)
+            self._handle(self._work, now)
         if self._is_closing and core.is_drained:
             if core.is_known:
                 return True
@@ -190,6 +192,7 @@ class BrokerProcess:
 
     def _read_gradients(self, limit: int, now: float) -> None:
         watch, members = self.watch, self.core.state.members
+        self._is_changed = True
         for _ in range(min(limit, len(self._gradients))):
             frames = self._gradients.popleft()
             parts = frames[1:]
@@ -228,15 +231,18 @@ class BrokerProcess:
         return None if own is None else own.session
 
     def _handle(self, event: Event | Gradient, now: float) -> None:
-        self._step()
-        for effect in self.core.handle(event, now):
-            self._step()
-            self._carry_out(effect, now)
-
-    def _step(self) -> None:
         self.steps_left -= 1
         if self.steps_left < 0:
             raise Crash("between two steps of the loop")
+        effects = self.core.handle(event, now)
+        if event is not _TIME_PASSED and event is not _DRAINED:
+            self._is_changed = True
+        for effect in effects:
+            self._is_changed = True
+            self.steps_left -= 1
+            if self.steps_left < 0:
+                raise Crash("between two steps of the loop")
+            self._carry_out(effect, now)
 
     def _carry_out(self, effect: Effect, now: float) -> None:
         kind = type(effect)

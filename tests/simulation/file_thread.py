@@ -9,7 +9,7 @@ from distgrad.durable.disk_events import CheckpointEnded, RecordsWritten, WriteC
 from distgrad.durable.disk_writer import DiskWriter, Written
 from distgrad.durable.records import Record
 from distgrad.durable.segment import segments
-from simulation.clockwork import Violation
+from simulation.clockwork import Alarm, Violation
 from support.sim_disk import Crash
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class FileThread:
         self._first_needed = 0
         self._busy_until = 0.0
         self._posts_at = 0.0
-        self._wakes_at: float | None = None
+        self._alarm = Alarm(broker.world, self._turn)
 
     def put(self, job: Sequence[Record] | WriteCheckpoint) -> None:
         """Take a job; returns at once."""
@@ -55,18 +55,13 @@ class FileThread:
         self.writer.close()
 
     def _wake(self, delay_s: float) -> None:
-        world = self.broker.world
-        at = max(world.now + delay_s, self._busy_until)
-        if self._wakes_at is None or at < self._wakes_at:
-            self._wakes_at = at
-            world.at(at - world.now, self._turn, at)
+        self._alarm.set(max(self.broker.world.now + delay_s, self._busy_until))
 
-    def _turn(self, at: float) -> None:
+    def _turn(self) -> None:
         broker = self.broker
         world = broker.world
-        if at != self._wakes_at or broker.is_ended or self.is_dead:
+        if broker.is_ended or self.is_dead:
             return
-        self._wakes_at = None
         if world.now < broker.frozen_until:
             self._wake(broker.frozen_until - world.now)
             return

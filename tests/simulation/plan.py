@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-GRADIENTS = 120
+GRADIENTS = 200
 """What the workers of a world push at least, between them."""
 
 # What can go wrong, and how often beside the others.
@@ -82,6 +82,7 @@ class Plan:
     window_bytes: int | None
     pull_chance: float
     compute_s: float
+    burst: int
     latency_s: float
     sync_s: float
     pace_s: float
@@ -112,11 +113,12 @@ def make_plan(seed: int) -> Plan:
     random = Random(seed)
     n_workers = random.choice([3, 3, 3, 4, 5])
     policy = _policy(random, n_workers)
-    queue_bytes = random.choice([2_048, 8_192, 8_192, 20_000, 200_000])
+    # Small windows take a request or two for each gradient, so there are few of them.
+    queue_bytes = random.choices([2_048, 8_192, 40_000, 200_000], [1, 2, 4, 9])[0]
     if policy["policy"] in ("sync", "buffered"):
         queue_bytes = max(queue_bytes, 1_024 * (n_workers + 3))
     durability = random.choice(["journal", "journal", "journal", "checkpoint"])
-    sync_every = random.choice(["0", "0", "0", "0.005", "0.005", "0.03", "2KiB"])
+    sync_every = random.choice(["0", "0", "0", "0", "0.005", "0.005", "0.005", "0.03", "0.03", "2KiB"])
     if sync_every == "2KiB":
         # What a worker may send must be enough for a sync, or each takes the second after which there is one anyway.
         queue_bytes = max(queue_bytes, 20_000)
@@ -124,11 +126,11 @@ def make_plan(seed: int) -> Plan:
         "data": "/data",
         "durability": durability,
         "sync_every": sync_every,
-        "checkpoint_updates": random.choice([5, 8, 15, 30]),
-        "checkpoint_every": random.choice([0.2, 1.0, 300.0]),
-        "checkpoint_journal": random.choice([6_000, 20_000, 2**31]),
+        "checkpoint_updates": random.choice([8, 20, 50, 100]),
+        "checkpoint_every": random.choice([0.5, 2.0, 300.0]),
+        "checkpoint_journal": random.choice([10_000, 40_000, 2**31]),
         "keep_checkpoints": random.choice([1, 2, 2, 3]),
-        "segment_bytes": 4_096,
+        "segment_bytes": random.choice([4_096, 16_384, 65_536]),
         "queue_bytes": queue_bytes,
         "workers_silent_after": 2.0,
         "reduction": random.choice(["sum", "sum", "sum", "mean"]),
@@ -143,12 +145,13 @@ def make_plan(seed: int) -> Plan:
         broker=broker,
         n_workers=n_workers,
         quota=-(-GRADIENTS // n_workers),
-        window_bytes=random.choice([None, None, None, 1, 3_000]),
+        window_bytes=random.choices([None, 1, 3_000], [14, 1, 1])[0],
         pull_chance=random.choice([1.0, 0.9, 0.6] if policy["policy"] in ("sync", "bounded") else [0.05, 0.2, 0.5]),
         compute_s=random.choice([0.0, 0.002, 0.01]),
+        burst=random.choice([1, 2, 4, 8]),
         latency_s=random.choice([0.0003, 0.001, 0.004]),
-        sync_s=random.choice([0.0002, 0.002, 0.01]),
-        pace_s=random.choice([0.001, 0.002, 0.005]),
+        sync_s=random.choice([0.001, 0.005, 0.02]),
+        pace_s=random.choice([0.002, 0.005, 0.01]),
         work=random.choice([1, 2, 16]),
         bad_chance=random.choice([0.0, 0.0, 0.02]),
         is_bytes=random.random() < 0.3,

@@ -29,6 +29,8 @@ RETRY_S = 0.5
 LOOK_S = 0.05
 GOODBYE_S = 1.0
 
+_ONES = {char: np.ones(8, char) for char in "fd"}
+
 STARTING, PULLING, COMPUTING, PUSHING, FLUSHING, LEAVING = range(6)
 
 
@@ -109,7 +111,7 @@ class Training:
             self._compute()
         elif not header["ok"]:
             self._asked, self._retry_at = -1, self.process.now + LOOK_S
-        self.process.wake(0.0)
+        self.process.turn()
 
     def receive_goodbye(self, frames: Sequence[bytes]) -> None:
         """Take in the reply to a goodbye, whatever it says, and end."""
@@ -146,7 +148,8 @@ class Training:
             return
         world = self.process.world
         self.doing = COMPUTING
-        self._ready_at = self.process.now + world.plan.compute_s * (0.5 + world.random.random())
+        if world.random.random() * world.plan.burst < 1.0:
+            self._ready_at = self.process.now + world.plan.compute_s * (0.5 + world.random.random())
 
     def _push(self) -> float | None:
         """Give the next batch's gradient its number, if there is room for it."""
@@ -183,7 +186,7 @@ class Training:
         plan = self.process.world.plan
         vectors = []
         for arena in layout.arenas[: layout.n_trainable_arenas]:
-            vector = np.ones(arena.size, arena.dtype)
+            vector = _ONES[arena.dtype.char][: arena.size].copy()
             vector[self._index % arena.size] = self._batch + 2
             vectors.append(vector)
         if plan.bad_chance and self.process.world.random.random() < plan.bad_chance:

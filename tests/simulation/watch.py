@@ -255,9 +255,16 @@ def same(ours: Sequence[Array], theirs: Sequence[Array], *, is_exact: bool) -> b
         if is_exact:
             if own.tobytes() != other.tobytes():
                 return False
-        elif not np.allclose(own, other, rtol=1e-9 if own.dtype == np.float64 else 1e-3, atol=1e-3):
+        elif own.shape != other.shape or not _are_close(own, other):
             return False
     return True
+
+
+def _are_close(own: Array, other: Array) -> bool:
+    """Do what `numpy.allclose` does, which takes far longer for a few numbers."""
+    relative = 1e-9 if own.dtype == np.float64 else 1e-3
+    pairs = zip(own.tolist(), other.tolist(), strict=True)
+    return all(abs(ours - theirs) <= 1e-3 + relative * abs(theirs) for ours, theirs in pairs)
 
 
 class WatchedVersions(Versions):

@@ -9,7 +9,7 @@ from distgrad import wire
 from distgrad.errors import DeliveryFailed, DistgradError, Fenced, GradientRefused, from_code
 from distgrad_worker.losses import MAX_TRIES
 from distgrad_worker.session import GREETING, Session
-from simulation.clockwork import Violation
+from simulation.clockwork import Alarm, Violation
 from simulation.network import Link, Pipe
 from simulation.training import LEAVING, Training
 
@@ -20,7 +20,7 @@ FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 2.0
 LOST_RETRY_S = 0.02
 # A real driver asks again as soon as it was answered; with nothing new, pauses that grow keep the simulation fast.
-FIRST_PAUSE_S, LAST_PAUSE_S = 0.008, 0.4
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.05, 0.5
 
 
 class Asked(NamedTuple):
@@ -68,7 +68,7 @@ class WorkerProcess:
         self._pause_until = 0.0
         self._next_beat = 0.0
         self._requests = 0
-        self._wakes_at: float | None = None
+        self._alarm = Alarm(world, self.turn)
 
     @property
     def is_alive(self) -> bool:
@@ -81,10 +81,7 @@ class WorkerProcess:
 
     def wake(self, delay_s: float) -> None:
         """Have the process look around at a time, if it does not do so before."""
-        at = self.world.now + delay_s
-        if self._wakes_at is None or at < self._wakes_at:
-            self._wakes_at = at
-            self.world.at(delay_s, self._turn, at)
+        self._alarm.set(self.world.now + delay_s)
 
     def connection_lost(self, pipe: Pipe) -> None:
         """Hear from the operating system that a connection broke."""
@@ -124,10 +121,10 @@ class WorkerProcess:
                 world.note(self.name, f"is told that {header['settled']} is settled")
             session.on_heartbeat(header, now)
         has_news = session.window.settled > before or asked.is_hello
-        self._pause_s = FIRST_PAUSE_S if has_news else min(2 * self._pause_s, LAST_PAUSE_S)
+        self._pause_s = FIRST_PAUSE_S if has_news else min(4 * self._pause_s, LAST_PAUSE_S)
         self._pause_until = now + self._pause_s
         self._check()
-        self.wake(0.0)
+        self.turn()
 
     def next_id(self) -> int:
         """Give a request its number."""
@@ -146,10 +143,8 @@ class WorkerProcess:
         self.end()
         self.world.has_ended(self, is_complete=is_complete)
 
-    def _turn(self, at: float) -> None:
-        if at != self._wakes_at:
-            return
-        self._wakes_at = None
+    def turn(self) -> None:
+        """Look around: do what can be done, send and ask what is due."""
         if not self.is_alive:
             return
         world = self.world

@@ -11,11 +11,16 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import lru_cache
 from random import Random
 from typing import Any
 
 from distgrad.errors import DataFolderInUse
 from support.sim_inode import Inode, NameEvent
+
+
+# Simulations ask for the same few paths again and again.
+_split = lru_cache(maxsize=4_096)(os.path.split)
 
 
 class Crash(BaseException):
@@ -224,7 +229,7 @@ class SimDisk:
         self._change("sync_folder", whole, half=lambda: sync(0.5), spoil=lambda: sync(0.5))
 
     def _find(self, path: str) -> tuple[dict[str, Inode], str]:
-        folder, name = os.path.split(path)
+        folder, name = _split(path)
         if folder not in self._seen:
             raise _error(errno.ENOENT, path)
         return self._seen[folder], name
@@ -236,7 +241,7 @@ class SimDisk:
         return names[name]
 
     def _note(self, path: str, event: NameEvent) -> None:
-        folder = os.path.dirname(path)
+        folder = _split(path)[0]
         event.happen(self._seen[folder])
         self._unsynced[folder].append(event)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import inspect
 from collections.abc import Callable, Mapping
@@ -101,9 +102,10 @@ def _made(factory: Callable[..., Policy], settings: dict[str, Any]) -> Policy:
     return policy
 
 
-def _parameters(factory: Callable[..., Policy]) -> list[str]:
+@functools.lru_cache(maxsize=64)
+def _parameters(factory: Callable[..., Policy]) -> tuple[str, ...]:
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [name for name, parameter in inspect.signature(factory).parameters.items() if parameter.kind in kinds]
+    return tuple(name for name, parameter in inspect.signature(factory).parameters.items() if parameter.kind in kinds)
 
 
 def _takes_any(factory: Callable[..., Policy]) -> bool:

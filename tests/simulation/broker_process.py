@@ -125,12 +125,14 @@ class BrokerProcess:
         self._alarm.set(max(math.ceil((now + delay_s) / pace_s) * pace_s, self._turns_from))
 
     def receive_gradients(self, batch: Sequence[Frames]) -> None:
+        if not self._gradients:
+            self.wake(0.0)
         self._gradients.extend(batch)
-        self.wake(0.0)
 
     def receive_request(self, envelope: tuple[bytes, ...], frames: Frames) -> None:
+        if not self._control:
+            self.wake(0.0)
         self._control.append((envelope, frames))
-        self.wake(0.0)
 
     def post(self, event: Event) -> None:
         """Take an event from another thread, or a signal handler."""

@@ -42,8 +42,7 @@ class Alarm:
             self._at = at
             planned = self._planned
             if not planned or at < planned[-1]:
-                planned.append(at)
-                self._clockwork.at_time(at, self._look)
+                self._plan(at)
 
     def _look(self) -> None:
         planned, at = self._planned, self._at
@@ -52,8 +51,11 @@ class Alarm:
             self._at = math.inf
             self._call()
         elif at < math.inf and (not planned or at < planned[-1]):
-            planned.append(at)
-            self._clockwork.at_time(at, self._look)
+            self._plan(at)
+
+    def _plan(self, at: float) -> None:
+        self._planned.append(at)
+        self._clockwork.at_time(at, self._look)
 
 
 class Clockwork:
@@ -81,12 +83,13 @@ class Clockwork:
 
     def at(self, delay_s: float, call: Callable[..., None], *arguments: Any) -> None:
         """Plan an event for some seconds from now."""
-        self.at_time(self.now + delay_s, call, *arguments)
+        self._planned += 1
+        heapq.heappush(self._events, (self.now + delay_s, self._planned, call, arguments))
 
-    def at_time(self, time: float, call: Callable[..., None], *arguments: Any) -> None:
+    def at_time(self, time: float, call: Callable[[], None]) -> None:
         """Plan an event for a time."""
         self._planned += 1
-        heapq.heappush(self._events, (time, self._planned, call, arguments))
+        heapq.heappush(self._events, (time, self._planned, call, ()))
 
     def steps(self, count: int) -> None:
         """Let the next events happen."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from simulation.broker_process import BrokerProcess
 
 # Steps of a checkpoint that are made at once: each is an event of its own otherwise.
-MAX_STEPS = 4
+MAX_STEPS = 8
 
 
 class FileThread:

@@ -120,7 +120,7 @@ class BrokerProcess:
     # What comes from outside
 
     def wake(self, delay_s: float) -> None:
-        """Turn the loop at a time, if it does not turn before; it turns at a steady pace, and what comes between gathers."""
+        """Turn the loop at a time, if it does not turn before: at a steady pace, so that what comes between gathers."""
         now, pace_s = self.world.now, self.world.plan.pace_s
         self._alarm.set(max(math.ceil((now + delay_s) / pace_s) * pace_s, self._turns_from))
 

@@ -13,6 +13,7 @@ from unittest import mock
 from distgrad.durable.books import Recovered
 from distgrad.errors import CheckpointError, DataDamaged
 from distgrad.layout import Layout
+from distgrad.policies import registry
 from distgrad_broker import updates
 from distgrad_broker.config import BrokerConfig
 from distgrad_broker.events import ShutdownAsked
@@ -363,8 +364,9 @@ def run_seed(seed: int, *, without: Collection[int] = (), traces: bool = False) 
     return world
 
 
-# Two layouts are read again and again, by whoever says hello and by every recovery.
+# Two layouts are read again and again, by whoever says hello and by every recovery, and a few signatures.
 _layout = lru_cache(maxsize=16)(Layout.from_frame)
+_parameters: Any = lru_cache(maxsize=64)(registry._parameters)
 
 
 def run_world(world: World) -> None:
@@ -374,6 +376,7 @@ def run_world(world: World) -> None:
         with (
             mock.patch.object(updates, "settle", watched_settle),
             mock.patch.object(Layout, "from_frame", lambda frame: _layout(bytes(frame))),
+            mock.patch.object(registry, "_parameters", _parameters),
         ):
             world.run()
     finally:

@@ -18,7 +18,6 @@ from typing import Any
 from distgrad.errors import DataFolderInUse
 from support.sim_inode import Inode, NameEvent
 
-
 # Simulations ask for the same few paths again and again.
 _split = lru_cache(maxsize=4_096)(os.path.split)
 

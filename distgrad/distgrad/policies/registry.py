@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import inspect
 from collections.abc import Callable, Mapping
@@ -102,10 +101,9 @@ def _made(factory: Callable[..., Policy], settings: dict[str, Any]) -> Policy:
     return policy
 
 
-@functools.lru_cache(maxsize=64)
-def _parameters(factory: Callable[..., Policy]) -> tuple[str, ...]:
+def _parameters(factory: Callable[..., Policy]) -> list[str]:
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return tuple(name for name, parameter in inspect.signature(factory).parameters.items() if parameter.kind in kinds)
+    return [name for name, parameter in inspect.signature(factory).parameters.items() if parameter.kind in kinds]
 
 
 def _takes_any(factory: Callable[..., Policy]) -> bool:

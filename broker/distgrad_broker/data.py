@@ -97,6 +97,11 @@ def open_data(
         recovered = recover(disk, folder, holder, until=until, on_progress=_progress())
         for damaged, reason in recovered.damaged:
             log.event(_LOGGER, logging.ERROR, "checkpoint is damaged, an older one is used", path=damaged, why=reason)
+        for place, offset in recovered.skipped:
+            log.event(
+                _LOGGER, logging.WARNING, "journal is damaged where a checkpoint covers it: nothing is lost",
+                path=place, offset=offset,
+            )  # fmt: skip
         others = recovered.executors - {holder.executor}
         if others:
             log.event(
@@ -110,8 +115,9 @@ def open_data(
         journal = None
         if durability != NONE:
             journal = resume(
-                disk, path, next_sequence=recovered.sequence + 1, segment_bytes=config.segment_bytes, salt=salt
-            )
+                disk, path, next_sequence=recovered.sequence + 1, vouched=recovered.vouched,
+                segment_bytes=config.segment_bytes, salt=salt,
+            )  # fmt: skip
     except OSError as error:
         folder.close()
         raise CheckpointError(f"cannot use the data folder {path}: {error.strerror or error}") from error

@@ -98,7 +98,7 @@ def open_data(path: str, disk: Disk, holder: ParameterHolder, policy: Policy, we
             if recovered.books.settings.get("rule") != settings["rule"]:
                 holder.replace_rule(rule)
         journal_bytes = _bytes_behind(disk, folder, recovered)
-        journal = resume(disk, path, next_sequence=recovered.sequence + 1)
+        journal = resume(disk, path, next_sequence=recovered.sequence + 1, vouched=recovered.vouched)
     except OSError as error:
         folder.close()
         raise CheckpointError(f"cannot use the data folder {path}: {error.strerror or error}") from error
@@ -140,6 +140,11 @@ def _check_is_ours(path: str, recovered: Recovered) -> None:
 def _warn(recovered: Recovered, holder: ParameterHolder) -> None:
     for path, error in recovered.damaged:
         log.event(_LOGGER, logging.ERROR, "checkpoint is damaged, an older one is used", path=path, why=error)
+    for place, offset in recovered.skipped:
+        log.event(
+            _LOGGER, logging.WARNING, "journal is damaged where a checkpoint covers it: nothing is lost",
+            path=place, offset=offset,
+        )  # fmt: skip
     others = recovered.executors - {holder.executor} if recovered.records else ()
     if others:
         log.event(
@@ -152,7 +157,7 @@ def _bytes_behind(disk: Disk, folder: DataFolder, recovered: Recovered) -> int:
     """Give the size of the segments that a recovery reads; those that are still open are not full."""
     if not recovered.records:
         return 0
-    after = 0 if recovered.checkpoint is None else recovered.checkpoint[0]
+    after = recovered.vouched
     found = segments(disk, folder.path)
     ends = [*(segment.first for segment in found[1:]), recovered.sequence + 1]
     return max(1, sum(segment.size for segment, end in zip(found, ends, strict=False) if end > after + 1))

@@ -290,6 +290,8 @@ class Recovered(NamedTuple):
         The oldest record that the checkpoint needs which was begun with.
     bytes : int
         Of the records that were carried out.
+    skipped : list of (str, int)
+        Path and offset of damage in the journal that does not matter: the checkpoint covers what was there.
     """
 
     books: Books
@@ -302,3 +304,9 @@ class Recovered(NamedTuple):
     has_parameters: bool = False
     first_needed: int | None = None
     bytes: int = 0
+    skipped: Sequence[tuple[str, int]] = ()
+
+    @property
+    def vouched(self) -> int:
+        """The last record that the checkpoint covers; 0 without one."""
+        return 0 if self.checkpoint is None else self.checkpoint[0]

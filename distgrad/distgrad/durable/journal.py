@@ -274,7 +274,13 @@ class _OpenSegment:
 
 
 def resume(
-    disk: Disk, folder: str, *, next_sequence: int, segment_bytes: int = SEGMENT_BYTES, salt: int | None = None
+    disk: Disk,
+    folder: str,
+    *,
+    next_sequence: int,
+    vouched: int = 0,
+    segment_bytes: int = SEGMENT_BYTES,
+    salt: int | None = None,
 ) -> Journal:
     """Go on with a journal that was read to its end.
 
@@ -290,6 +296,8 @@ def resume(
         Its folder.
     next_sequence : int
         One more than the last record that counts, by the journal or by a checkpoint.
+    vouched : int
+        Up to this record a checkpoint covers all: they were durable before it was written.
     segment_bytes, salt : int, int
         As for `Journal`.
 
@@ -310,7 +318,7 @@ def resume(
     reading = read(disk, folder, next_sequence)
     if any(True for _ in reading):
         raise StateError(f"the journal has records behind {next_sequence - 1}; cut them off first")
-    first = min(reading.synced + 1, next_sequence)
+    first = min(max(reading.synced, vouched) + 1, next_sequence)
     tail = read(disk, folder, first)
     records = list(tail)
     for end in tail.ends:

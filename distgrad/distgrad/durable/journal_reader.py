@@ -2,7 +2,8 @@
 
 A process or a machine may stop in the middle of writing, so the end of the last segment may be *torn*: nobody was told
 that what is missing there was on the disk. Damage that a later record, or a later segment, shows to have been on the
-disk is another matter, and ends the reading with `DataDamaged`. ``docs/journal.md`` has the rules.
+disk is another matter, and ends the reading with `DataDamaged`, unless a checkpoint vouches for all that is missing.
+``docs/journal.md`` has the rules.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class JournalReading:
         Its folder.
     first : int
         Sequence of the first record that is wanted.
+    vouched : int
+        Records up to this one may be missing, because a checkpoint covers what they tell.
 
     Attributes
     ----------
@@ -71,11 +74,15 @@ class JournalReading:
         At the end of the iteration: where the last segment is torn.
     ends : list of Place
         Where the whole records of each segment end that was read.
+    skipped : list of Place
+        Where damage was passed over, as a checkpoint vouches for what it hides.
     """
 
-    def __init__(self, disk: Disk, folder: str, first: int) -> None:
+    def __init__(self, disk: Disk, folder: str, first: int, vouched: int) -> None:
         self._disk = disk
         self._folder = folder
+        self._vouched = vouched
+        self.skipped: list[Place] = []
         self.next_sequence = first
         self.synced = 0
         self.torn: Place | None = None
@@ -110,7 +117,12 @@ class JournalReading:
                         memory = self._piece(segment, offset, claimed)
                         record = unpack(memory, 0)
                 if record is None or record[0] != expected or record[2] != salt:
-                    break
+                    resumed = self._skip(segment, following, offset, expected, salt)
+                    if resumed is None:
+                        break
+                    offset, expected = resumed
+                    base, memory = offset, self._piece(segment, offset, PIECE_BYTES)
+                    continue
                 sequence, synced, _, body, header_end, end = record
                 expected += 1
                 if synced > self.synced:
@@ -123,9 +135,31 @@ class JournalReading:
                 offset = base + next_offset(end)
         self.ends.append(Place(path, offset))
         if following is None:
-            self._judge_end(Place(path, offset), expected, salt)
+            self._judge_end(Place(path, offset), max(expected, self._vouched + 1), salt)
         elif following.first > self.next_sequence:
-            raise _damaged(Place(path, offset), expected, f"{following.path} behind it")
+            if following.first > self._vouched + 1:
+                raise _damaged(Place(path, offset), expected, f"{following.path} behind it")
+            self._pass_over(Place(path, offset), following.first)
+
+    def _skip(
+        self, segment: Segment, following: Segment | None, offset: int, expected: int, salt: int
+    ) -> tuple[int, int] | None:
+        """Find where a segment goes on behind damage that hides nothing but what a checkpoint vouches for."""
+        if expected > self._vouched or (following is not None and following.first <= expected):
+            return None  # it is needed, or the next segment has it
+        rest = self._disk.read(segment.path, offset)
+        words = np.frombuffer(rest, "<u8", count=len(rest) // 8)
+        for place in _places(words, salt):
+            record = unpack(rest, place)
+            if record is not None and expected < record[0] <= self._vouched + 1:
+                self._pass_over(Place(segment.path, offset), record[0])
+                return offset + place, record[0]
+        return None
+
+    def _pass_over(self, place: Place, sequence: int) -> None:
+        """Note damage that does not matter; reading goes on with this record."""
+        self.skipped.append(place)
+        self.next_sequence = max(self.next_sequence, sequence)
 
     def _piece(self, segment: Segment, offset: int, size: int) -> memoryview:
         return self._disk.read(segment.path, offset, min(size, segment.size - offset))
@@ -141,7 +175,7 @@ class JournalReading:
         self.torn = end
 
 
-def read(disk: Disk, folder: str, first: int) -> JournalReading:
+def read(disk: Disk, folder: str, first: int, vouched: int = 0) -> JournalReading:
     """Read a journal from a record on.
 
     Parameters
@@ -152,6 +186,9 @@ def read(disk: Disk, folder: str, first: int) -> JournalReading:
         Its folder.
     first : int
         Sequence of the first record that is wanted; there may be none so high yet.
+    vouched : int
+        A checkpoint covers all records up to this one: damage to them is passed over. Those before `first` are not
+        needed in any case.
 
     Returns
     -------
@@ -159,7 +196,7 @@ def read(disk: Disk, folder: str, first: int) -> JournalReading:
         Yields `StoredRecord`. While it is iterated it raises `DataDamaged` if records are missing that were on the
         disk, `CheckpointError` if the journal is of another format, `OSError` if it cannot be read.
     """
-    return JournalReading(disk, folder, first)
+    return JournalReading(disk, folder, first, max(vouched, first - 1))
 
 
 def cut(disk: Disk, place: Place) -> None:
@@ -245,16 +282,21 @@ def _salt(memory: memoryview, segment: Segment) -> int | None:
 
 def _witness(rest: memoryview, words: np.ndarray, expected: int, salt: int | None) -> int | None:
     """Find a record that was written when the expected one was on the disk already; give its sequence."""
-    hits = np.flatnonzero(words.view("<u4")[::2] == MAGIC)
-    hits = hits[hits + _SALT_WORD < len(words)]
-    hits = hits[words[hits + _SYNCED_WORD] >= expected]
-    if salt is not None:
-        hits = hits[words[hits + _SALT_WORD] == salt]
-    for hit in hits:
-        record = unpack(rest, int(hit) * 8)
+    for place in _places(words, salt, expected):
+        record = unpack(rest, place)
         if record is not None:
             return record[0]
     return None
+
+
+def _places(words: np.ndarray, salt: int | None, synced: int = 0) -> list[int]:
+    """List where something lies that looks like a record with this salt; None is any."""
+    hits = np.flatnonzero(words.view("<u4")[::2] == MAGIC)
+    hits = hits[hits + _SALT_WORD < len(words)]
+    hits = hits[words[hits + _SYNCED_WORD] >= synced]
+    if salt is not None:
+        hits = hits[words[hits + _SALT_WORD] == salt]
+    return [int(hit) * 8 for hit in hits]
 
 
 def _damaged(place: Place, sequence: int, witness: str) -> DataDamaged:

@@ -62,7 +62,7 @@ def recover(
     replay = Replay(holder, books, until)
     if found is not None:
         replay.executors.add(computed_by(found))
-    reading = journal_reader.read(disk, folder.path, first)
+    reading = journal_reader.read(disk, folder.path, first, vouched=after)
     count = n_bytes = 0
     try:
         for record in reading:
@@ -114,6 +114,7 @@ def recover(
         holder.layout is not None,
         None if found is None else first,
         n_bytes,
+        reading.skipped,
     )
 
 

@@ -257,6 +257,35 @@ def test_damage_before_the_journals_end_names_file_offset_and_both_choices(life:
     assert holder.version == 1
 
 
+@pytest.mark.parametrize("damaged", [5, 9])
+def test_damage_before_a_checkpoint_is_passed_over_and_named(life: Life, damaged: int) -> None:
+    life.push(1, 2)
+    life.push(3)
+    life.checkpoint()
+    life.push(4, 5)
+    (journal,) = [path for path in life.disk.paths() if "journal" in path]
+    offset = offset_of(life, damaged)
+    life.disk.flip(journal, offset + 60)
+
+    holder, found = life.recover()
+
+    assert (holder.version, found.records, found.skipped) == (5, 4, [(journal, offset)])
+    assert bits(holder) == bits(life.player.holder)
+
+
+def test_damage_behind_a_checkpoint_stops_although_there_is_more_before_it(life: Life) -> None:
+    life.push(1, 2)
+    life.checkpoint()
+    life.push(3)
+    life.push(4)
+    (journal,) = [path for path in life.disk.paths() if "journal" in path]
+    for sequence in (9, 5):
+        life.disk.flip(journal, offset_of(life, sequence) + 60)
+
+    with pytest.raises(DataDamaged, match="record 9 is damaged or missing"):
+        life.recover()
+
+
 def test_a_torn_end_is_no_damage(life: Life) -> None:
     life.push(1, 2)
     (journal,) = [path for path in life.disk.paths() if "journal" in path]

@@ -13,12 +13,12 @@ EXTRAS := flax sklearn
 
 PY := $(VENV)/bin/python
 CODE := distgrad/distgrad broker/distgrad_broker worker/distgrad_worker
-CHECKED := $(CODE) tests $(wildcard examples benchmarks deploy/admin)
+CHECKED := $(CODE) tests $(wildcard examples benchmarks deploy/admin deploy/training)
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-extras faults simulate mutations fmt lint types bench bench-peers docs build clean
+.PHONY: help demo test test-slow test-extras faults simulate mutations fmt lint types bench bench-peers docs build clean deployment
 
 help: ## list the commands
 	@awk 'BEGIN { FS = ":.*## "; print "make demo test ... (ARGS=... goes to the program behind a command)\n" } \
@@ -70,6 +70,9 @@ bench-peers: $(VENV)/.ready-peers ## distgrad beside Ray, torch, MPI and bare fl
 
 docs: $(VENV)/.ready-test ## links, commands, options and examples in the documentation
 	$(PY) -m pytest tests/test_docs.py $(ARGS)
+
+deployment: $(VENV)/.ready-test,deploy ## what is in deploy/: linters, schemas, commands on a read-only system
+	$(PY) -m pytest tests/deploy $(ARGS)
 
 build: $(VENV)/.ready-dev ## wheel and source archive in dist/, checked
 	rm -rf dist

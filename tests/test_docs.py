@@ -39,7 +39,7 @@ PAGES = sorted(
     [
         *ROOT.glob("*.md"),
         *(ROOT / "docs").rglob("*.md"),
-        *(ROOT / folder / "README.md" for folder in (*SOURCE_ROOTS, "deploy")),
+        *(ROOT / folder / "README.md" for folder in (*SOURCE_ROOTS, "deploy", "deploy/kubernetes")),
     ]
 )
 MODULES = sorted(path for root in SOURCE_ROOTS for path in (ROOT / root).rglob("*.py"))

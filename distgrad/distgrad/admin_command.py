@@ -60,7 +60,10 @@ class _AdminGroup(click.Group):
 
 @click.group(cls=_AdminGroup)
 @click.argument("address")
-@click.option("--keys", type=click.Path(path_type=Path, dir_okay=False), help="Key file, for a broker that has keys.")
+@click.option(
+    "--keys", type=click.Path(path_type=Path, dir_okay=False), envvar="DISTGRAD_ADMIN_KEYS", show_envvar=True,
+    help="Key file, for a broker that has keys.",
+)  # fmt: skip
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True,
     help="Seconds that the broker may stay silent.",

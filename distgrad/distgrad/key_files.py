@@ -136,7 +136,10 @@ def read(path: Path, *, secret: bool) -> dict[str, object]:
 
 
 def _check_private(path: Path, status: os.stat_result) -> None:
-    if os.name == "posix" and status.st_mode & 0o077:
+    # Kubernetes gives a pod's secrets to root and lets the pod's own group read them, on a read-only file system.
+    if os.name != "posix" or not status.st_mode & 0o077:
+        return
+    if status.st_mode & 0o037 or status.st_uid != 0 or not _is_read_only(path):
         raise KeyFileError(
             f"{path} is open to others (mode {stat.S_IMODE(status.st_mode):04o}); a secret key must be 0600",
             hint=f"chmod 600 {path}",
@@ -158,8 +161,12 @@ def check_not_writable_by_others(path: Path, status: os.stat_result) -> None:
     KeyFileError
         If its mode lets others write, unless the file system is read-only: Kubernetes mounts secrets so.
     """
-    if os.name == "posix" and status.st_mode & 0o022 and not os.statvfs(path).f_flag & os.ST_RDONLY:
+    if os.name == "posix" and status.st_mode & 0o022 and not _is_read_only(path):
         raise KeyFileError(
             f"{path} can be changed by others (mode {stat.S_IMODE(status.st_mode):04o}), who could let themselves in",
             hint=f"chmod go-w {path}",
         )
+
+
+def _is_read_only(path: Path) -> bool:
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)

@@ -1,11 +1,10 @@
-"""What is in `deploy/` works as it lies there: the script without an installation, the unit, the sample settings."""
+"""What is in `deploy/` works as it lies there: the script without an installation, the sample settings."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -18,7 +17,7 @@ from distgrad_broker.config import RULE_NUMBERS, BrokerConfig
 from support import processes
 from support.scripted_broker import ScriptedBroker
 
-DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 FIELDS = {field.name: field for field in dataclasses.fields(BrokerConfig)}
 
 # Runs a script in an interpreter where this project is not installed, but the libraries that it needs are.
@@ -88,25 +87,6 @@ def test_the_admin_script_names_what_is_missing(tmp_path: Path) -> None:
     assert "click is not installed" in ended.stderr
     assert "pip install" in ended.stderr
     assert "Traceback" not in ended.stderr
-
-
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
-def test_the_unit_passes_systemd_analyze_verify() -> None:
-    unit = DEPLOY / "distgrad-broker.service"
-
-    ended = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, timeout=60, check=False
-    )
-
-    assert (ended.returncode, ended.stderr) == (0, "")
-
-
-def test_the_unit_starts_a_command_that_exists() -> None:
-    unit = (DEPLOY / "distgrad-broker.service").read_text()
-    (start,) = re.findall(r"^ExecStart=/usr/bin/env distgrad (.*)$", unit, re.MULTILINE)
-
-    assert start == "broker --config /etc/distgrad/broker.toml"
-    assert processes.run("broker", "--help").returncode == 0
 
 
 def test_the_sample_names_every_setting_and_no_other() -> None:

@@ -9,7 +9,7 @@ TINY ?=
 SEEDS ?= 1000
 FIRST ?= 0
 JOBS ?= 1
-EXTRAS := flax sklearn
+EXTRAS := flax sklearn torch
 
 PY := $(VENV)/bin/python
 CODE := distgrad/distgrad broker/distgrad_broker worker/distgrad_worker
@@ -36,6 +36,7 @@ test-slow: $(VENV)/.ready-dev ## only the slow tests: packaging, soaks
 test-extras: $(VENV)/.ready-test $(EXTRAS:%=$(VENV)/.ready-%) ## the tests of the adapters to other frameworks, which `make test` may skip
 	$(PY) -m pytest tests/distgrad_worker/test_jax.py tests/distgrad_worker/test_jax_optimizer.py $(ARGS)
 	$(PY) -m pytest tests/distgrad_worker/test_sklearn.py $(ARGS)
+	$(PY) -m pytest -m "slow or not slow" $(wildcard tests/distgrad_worker/test_torch*.py) $(ARGS)
 	$(PY) -m pytest -m "slow or not slow" tests/scenarios/test_frameworks.py $(ARGS)
 
 faults: $(VENV)/.ready-test ## real processes that are killed, frozen and cut off, disks that are full: at length

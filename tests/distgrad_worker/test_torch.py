@@ -32,15 +32,6 @@ RULES: list[tuple[Rule, Callable[[Any], Any]]] = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Any:
-    """Have sums in the model made in one order, whatever else the machine does."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_one_worker_has_the_losses_of_plain_pytorch() -> None:
     compare_with_plain_pytorch(*RULES[3], "float32", overlap=False)
 

@@ -32,7 +32,6 @@ def main() -> None:
     """Train as the command line says: kind, rule, broker's address or store, steps, rank."""
     kind, rule, place, steps, rank = sys.argv[1:]
     data = halves(int(steps), int(rank))
-    torch.set_num_threads(1)
     if kind == "distgrad":
         with Worker(place, worker_id=f"rank-{rank}") as worker:
             model = small_cnn()

@@ -44,7 +44,8 @@ for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             importlib.import_module(module.name)
         except ModuleNotFoundError as error:
             # Extras need not be installed.
-            if error.name.partition(".")[0] not in ("jax", "matplotlib", "numba", "sklearn"):
+            extras = ("jax", "matplotlib", "numba", "sklearn", "starlette", "textual", "uvicorn")
+            if error.name.partition(".")[0] not in extras:
                 raise
 """
 

@@ -60,6 +60,7 @@ def describe(state: CoreState, now: float) -> dict[str, Any]:
         "rejected": dict(state.rejected),
         "received_bytes": state.received_bytes,
         "staleness": _trimmed(state.staleness),
+        "staleness_sum": state.staleness_sum,
         "lost": lost(state),
         "snapshots_held": versions.held,
         "snapshots_revoked": versions.revoked,

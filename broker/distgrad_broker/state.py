@@ -68,6 +68,7 @@ class CoreState:
         self.received_bytes = 0
         # How many gradients were 0, 1, 2-3, 4-7, ... updates old when their turn came, since this broker began.
         self.staleness = [0] * STALENESS_CLASSES
+        self.staleness_sum = 0
         # What the policy holds for a step, in the order of acceptance.
         self.held: list[Held[Gradient]] = []
         self.members = Members(settings.incarnation, settings.max_workers, settings.lease_s)

@@ -201,6 +201,7 @@ def _note_staleness(state: CoreState, member: Member, staleness: int | None) -> 
     if staleness is None:
         return
     state.staleness[staleness.bit_length()] += 1
+    state.staleness_sum += staleness
     member.staleness = staleness
     if staleness > 0:
         member.staleness_sum += staleness

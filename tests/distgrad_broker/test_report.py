@@ -73,7 +73,9 @@ def test_staleness_is_counted_in_classes_that_double() -> None:
         kit.handle(kit.gradient(number, "a", base=base))
         kit.work(1)
 
-    assert kit.ask("status")["status"]["staleness"] == [1, 1, 2, 1]  # 0; 1; 2 and 3; 4
+    told = kit.ask("status")["status"]
+    assert told["staleness"] == [1, 1, 2, 1]  # 0; 1; 2 and 3; 4
+    assert told["staleness_sum"] == 10
     assert kit.ask("workers")["workers"][0]["staleness"] == 4
     assert kit.ask("workers")["workers"][1]["staleness"] is None
 

@@ -20,7 +20,7 @@ from distgrad.durable.disk import Disk
 from distgrad.durable.disk_writer import DiskWriter
 from distgrad.durable.journal import resume
 from distgrad.durable.recovery import recover
-from distgrad.errors import CheckpointError
+from distgrad.errors import CheckpointError, DataDamaged
 from distgrad.holder import ParameterHolder
 from distgrad.malloc import keep_freed_memory
 from distgrad.policies import Policy, Weighing
@@ -32,6 +32,8 @@ _LOGGER = logging.getLogger("distgrad_broker")
 
 # A long recovery tells how far it is this often.
 PROGRESS_S = 2.0
+
+_HOW_TO_GO_BACK_AGAIN = "--recover-until counts once, and again after a start without it"
 
 
 class OpenData(NamedTuple):
@@ -93,8 +95,13 @@ def open_data(
     folder = DataFolder(disk, path)
     try:
         folder.clean()
-        until = config.recover_until
-        recovered = recover(disk, folder, holder, until=until, on_progress=_progress())
+        until = _version_to_go_back_to(folder, config.recover_until)
+        try:
+            recovered = recover(disk, folder, holder, until=until, on_progress=_progress())
+        except DataDamaged as damage:
+            if until != config.recover_until:
+                damage.hint = f"{damage.hint}; {_HOW_TO_GO_BACK_AGAIN}"
+            raise
         for damaged, reason in recovered.damaged:
             log.event(_LOGGER, logging.ERROR, "checkpoint is damaged, an older one is used", path=damaged, why=reason)
         for place, offset in recovered.skipped:
@@ -110,6 +117,7 @@ def open_data(
             )  # fmt: skip
         if until is not None:
             recovered = _set_aside(disk, folder, holder, recovered, until)
+            folder.note_going_back(until)
         policy, weighing = _settle_settings(config, holder, recovered, started_with, mode, rule, policy)
         durability = config.durability or JOURNAL
         journal = None
@@ -192,6 +200,18 @@ def _settle_settings(
         if [name, settings] != started_with["policy"]:
             policy = policies.build(name, {key: value for key, value in settings.items() if value is not None})
     return policy, weighing
+
+
+def _version_to_go_back_to(folder: DataFolder, asked: int | None) -> int | None:
+    """Let `recover_until` count once: left in a unit file, it must not take the run back at every start."""
+    if asked is not None and folder.has_gone_back(asked):
+        log.event(
+            _LOGGER, logging.WARNING, "went back to this version already, goes on from the newest: remove the option",
+            recover_until=asked, again=_HOW_TO_GO_BACK_AGAIN,
+        )  # fmt: skip
+        return None
+    folder.note_going_back(None)
+    return asked
 
 
 def _set_aside(disk: Disk, folder: DataFolder, holder: ParameterHolder, recovered: Recovered, until: int) -> Recovered:

@@ -1,8 +1,9 @@
-"""Starts on a journal that is damaged where a checkpoint covers it: nothing of that is needed."""
+"""Starts on a journal that is damaged where a checkpoint covers it; going back to a version counts once."""
 
 from __future__ import annotations
 
 import logging
+from random import Random
 
 import pytest
 
@@ -84,6 +85,60 @@ def test_a_gradient_that_waits_and_is_damaged_stops_the_start() -> None:
 
     with pytest.raises(DataDamaged, match="gradient 3 of 'w' was in the queue, and is not in the journal"):
         kit.crash()
+
+
+def test_a_version_that_was_gone_back_to_is_not_gone_back_to_again_by_the_same_option(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kit = run(1, 2, 3).crash("two", recover_until=2)
+    kit.greet(nonce=b"successor")
+    kit.push(3, value=5.0)
+    kit.work()
+    kit.write()
+
+    with caplog.at_level(logging.WARNING, logger="distgrad_broker"):
+        again = kit.crash("three", recover_until=2, machine=True)
+
+    assert (again.total, again.holder.version) == (-56.0, 3)
+    assert "went back to this version already" in caplog.text
+    assert again.crash("four", recover_until=2).holder.version == 3
+
+
+def test_another_version_can_be_gone_back_to_and_the_same_one_after_a_start_without() -> None:
+    kit = run(1, 2, 3).crash("two", recover_until=2)
+
+    earlier = kit.crash("three", recover_until=0)
+    assert earlier.total == 0.0
+    earlier.greet(nonce=b"successor")
+    for number in (1, 2):
+        earlier.push(number, value=2.0)
+        earlier.work()
+    earlier.write()
+
+    without = earlier.crash("four")
+    assert without.total == -32.0
+    assert without.crash("five", recover_until=0).total == 0.0
+
+
+def test_damage_after_going_back_says_how_to_go_back_again() -> None:
+    kit = run(1, 2, 3).crash("two", recover_until=2)
+    kit.greet(nonce=b"successor")
+    for number in (3, 4, 5):
+        kit.push(number, cursor=f"c{number}")
+        kit.work()
+        kit.write()
+    (path,) = [path for path in kit.disk.paths() if path.startswith("/data/journal")]
+    kit.disk.flip(path, bytes(kit.disk.read(path)).find(b"c3"))
+
+    with pytest.raises(DataDamaged) as caught:
+        kit.crash("three", recover_until=2)
+
+    assert "--recover-until 2 " in str(caught.value.hint)
+    assert "counts once, and again after a start without it" in str(caught.value.hint)
+    disk = kit.disk.crash(Random(0), machine=False)
+    with pytest.raises(DataDamaged):
+        DurableKit(disk, incarnation="three")
+    assert DurableKit(disk, incarnation="four", recover_until=2).total == -16.0
 
 
 def test_damage_to_all_that_a_checkpoint_covers_is_none() -> None:

@@ -1,7 +1,8 @@
 """The folder that a broker keeps everything in: who has it, of which format it is, and which checkpoints are there.
 
 It holds ``FORMAT``, ``lock``, the journal, and files ``checkpoint-<sequence>-<version>.safetensors``. What is being
-written is called ``.<name>.tmp`` until it is whole.
+written is called ``.<name>.tmp`` until it is whole. An empty file ``went-back-to-<version>`` says that the last start
+was asked to go back to this version, and that it was done.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _FORMAT_LINE = re.compile(rb"distgrad data (\d{1,9})\n")
 _CHECKPOINT_NAME = re.compile(r"checkpoint-([0-9]{20})-([0-9]{1,20})\.safetensors")
 _JOURNAL_NAME = re.compile(r"journal-.*\.log")
 _ASIDE = "set-aside-"
+_WENT_BACK = "went-back-to-"
 _TEMPORARY_NAME = re.compile(r"\..+\.tmp")
 
 
@@ -221,6 +223,50 @@ class DataFolder:
         self._disk.sync_folder(self._in(aside))
         self._disk.sync_folder(self.path)
         return self._in(aside)
+
+    def has_gone_back(self, version: int) -> bool:
+        """Tell whether the start before this one was asked to go back to a version, and it was done.
+
+        Parameters
+        ----------
+        version : int
+            Of the parameters.
+
+        Returns
+        -------
+        bool
+            As `note_going_back` left it.
+
+        Raises
+        ------
+        OSError
+            If the folder cannot be read.
+        """
+        return f"{_WENT_BACK}{version}" in self._disk.list(self.path)
+
+    def note_going_back(self, version: int | None) -> None:
+        """Note that going back to a version is done; None if this start was not asked to.
+
+        Parameters
+        ----------
+        version : int or None
+            Of the parameters.
+
+        Raises
+        ------
+        OSError
+            If that cannot be written; call it again.
+        """
+        wanted = None if version is None else f"{_WENT_BACK}{version}"
+        found = [name for name in self._disk.list(self.path) if name.startswith(_WENT_BACK)]
+        if found == ([] if wanted is None else [wanted]):
+            return
+        if wanted is not None and wanted not in found:
+            self._disk.create(self._in(wanted)).close()
+        for name in found:
+            if name != wanted:
+                self._disk.remove(self._in(name))
+        self._disk.sync_folder(self.path)
 
     def clean(self) -> list[str]:
         """Remove what was being written when a process ended; call it before anything is written.

@@ -64,8 +64,7 @@ def note_settings(state: CoreState, records: Records) -> None:
     """
     holder = state.versions.holder
     rule = holder.rule
-    records.add(
-        "configured",
+    records.configured(
         mode=holder.mode,
         rule=None if rule is None else [rule.name, rule.settings()],
         policy=_named(state.policy),

@@ -194,7 +194,8 @@ def _settle_settings(
     if "weighing" not in changed and books.weighing:
         weighing = Weighing(**books.weighing)
     if "policy" in changed:
-        books.policy_memory = {}
+        if books.policy is not None and books.policy[0] != policy.name:
+            books.policy_memory = {}
     elif books.policy is not None:
         name, settings = books.policy
         if [name, settings] != started_with["policy"]:

@@ -20,6 +20,8 @@ class PolicyChange(NamedTuple):
 
     policy: Policy | None
     weighing: Weighing
+    # Whether it was named, and so begins with nothing, or only has other settings from now on.
+    is_named: bool = False
 
 
 def prepare(state: CoreState, settings: dict[str, Any]) -> PolicyChange | None:
@@ -45,6 +47,7 @@ def prepare(state: CoreState, settings: dict[str, Any]) -> PolicyChange | None:
         ``too_large`` if the policy must hold more than the queue's budget.
     """
     name = settings.pop("policy", None)
+    is_named = name is not None
     own = settings.pop("policy_settings", None) or {}
     if not isinstance(own, dict):
         raise ConfigError(f"policy_settings must be a map of names to values, got {own!r:.40}")
@@ -62,7 +65,7 @@ def prepare(state: CoreState, settings: dict[str, Any]) -> PolicyChange | None:
     policy.check(state.settings.max_workers)
     if state.versions.layout is not None:
         state.check_budget(state.versions.layout.gradient_bytes, policy=policy)
-    return PolicyChange(policy, weighing)
+    return PolicyChange(policy, weighing, is_named)
 
 
 def carry_out(state: CoreState, change: PolicyChange, now: float) -> None:
@@ -81,7 +84,10 @@ def carry_out(state: CoreState, change: PolicyChange, now: float) -> None:
         state.adopt_policy(state.policy, change.weighing)
         return
     requeue_held(state)
+    former = state.policy
     state.adopt_policy(change.policy, change.weighing)
+    if not change.is_named:
+        state.policy.recall(former.memory())
     situation = state.situation(now)
     for worker in sorted(state.members.live_ids):
         state.policy.joined(worker, situation)

@@ -92,10 +92,10 @@ def test_a_member_whose_gradient_was_cleared_is_remembered() -> None:
     assert kit.crash(**SYNC).state.policy.memory() == kit.state.policy.memory() == {"members": ["a"]}
 
 
-def test_a_policy_that_was_configured_anew_does_not_remember_the_former_ones_members() -> None:
+def test_a_policy_that_was_named_anew_does_not_remember_the_former_ones_members() -> None:
     kit = stepped(1)
     kit.greet("c")
-    kit.written("configure", settings={"workers": 2})
+    kit.written("configure", settings={"policy": "sync", "workers": 2})
     kit.push(1, worker="c", base=list(kit.state.name))
     kit.work()
     kit.write()
@@ -105,6 +105,30 @@ def test_a_policy_that_was_configured_anew_does_not_remember_the_former_ones_mem
     again.work()
 
     assert [held.gradient.worker for held in again.state.held] == ["c"]
+
+
+@pytest.mark.parametrize(("workers", "members"), [(2, ["a", "b"]), (3, ["a", "b"]), (1, [])])
+def test_a_fixed_set_keeps_its_members_when_other_settings_change_as_long_as_it_has_room(
+    workers: int, members: list[str]
+) -> None:
+    kit = stepped(1, workers_silent_after=10.0)
+    kit.wait(11.0)
+    kit.write()
+
+    kit.written("configure", settings={"workers": workers, "quorum": 1, "grace": 0.5})
+
+    assert kit.state.policy.memory() == {"members": members}
+    assert kit.crash(**SYNC).state.policy.memory() == {"members": members}
+    started = stepped(1).crash(policy="sync", workers=workers, quorum=1)
+    assert started.state.policy.memory() == {"members": members}
+    assert started.crash("three", policy="sync", workers=workers, quorum=1).state.policy.memory()["members"] == members
+
+
+def test_members_of_a_set_that_was_not_fixed_in_between_are_forgotten_also_after_a_restart() -> None:
+    kit = stepped(1).crash(policy="sync")
+    kit.write()
+
+    assert kit.crash("three", **SYNC).state.policy.memory() == {"members": []}
 
 
 def test_an_elastic_step_waits_for_recovered_workers_until_their_leases_end() -> None:

@@ -61,7 +61,8 @@ class Records:
         self._records: list[Record] = []
         self._decisions: list[Any] = []
         self._version = 0
-        self._memory: dict[str, Any] = {}
+        # Of the policy, as it was noted last; None if it must be noted anew.
+        self._memory: dict[str, Any] | None = {}
         # Who waits for the disk, in order: sequence, and what is then called; by a number of its own.
         self._waiting: dict[int, tuple[int, Callable[[], None]]] = {}
         self._waits = 0
@@ -118,6 +119,17 @@ class Records:
         if memory != self._memory:
             self._memory = memory
             self.add("remembered", memory=memory)
+
+    def configured(self, **keys: Any) -> None:
+        """Note what is in force; what the policy must not forget is then noted anew.
+
+        Parameters
+        ----------
+        **keys : object
+            What it tells.
+        """
+        self.add("configured", **keys)
+        self._memory = None
 
     def add(self, kind: str, payload: Sequence[Any] = (), **keys: Any) -> int:
         """Note that something else happened.

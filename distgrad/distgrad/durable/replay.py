@@ -284,7 +284,9 @@ class Replay:
         if rule != holder.rule:
             holder.replace_rule(rule)
         if (name, settings) != books.policy:
-            books.policy, books.policy_memory, books.repeatable = (name, settings), {}, []
+            if books.policy is None or books.policy[0] != name:
+                books.policy_memory = {}  # if the name is the same the policy takes what still means the same
+            books.policy, books.repeatable = (name, settings), []
         books.weighing = message["weighing"]
 
     def _running(self, message: Mapping[str, Any], payload: memoryview) -> None:

@@ -298,12 +298,12 @@ class Policy:
         return {}
 
     def recall(self, memory: dict[str, Any]) -> None:
-        """Take back what an earlier process remembered.
+        """Take back what an earlier process remembered, or the policy before this one if it had the same name.
 
         Parameters
         ----------
         memory : dict
-            From `memory`, perhaps of a policy with other settings.
+            From `memory`, perhaps of a policy with other settings: take what still means the same.
         """
 
     def settings(self) -> dict[str, Any]:

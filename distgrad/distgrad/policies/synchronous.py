@@ -152,9 +152,10 @@ class Synchronous(Policy):
         return {"members": sorted(self._members)} if self._workers is not None else {}
 
     def recall(self, memory: dict[str, Any]) -> None:
-        """Take the members of a fixed set back; see `Policy.recall`."""
-        if self._workers is not None:
-            self._members.update(memory.get("members", [])[: self._workers])
+        """Take the members of a fixed set back, unless it has become too small for all; see `Policy.recall`."""
+        members = memory.get("members", [])
+        if self._workers is not None and len(members) <= self._workers:
+            self._members.update(members)
 
     def settings(self) -> dict[str, Any]:
         """Give the settings in force; see `Policy.settings`."""

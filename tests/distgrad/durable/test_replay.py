@@ -249,6 +249,8 @@ def test_a_policys_memory_is_what_it_last_noted_and_another_policy_begins_withou
     configured(player)
     assert player.books.policy_memory == {"members": ["w"]}
     configured(player, policy=["sync", {"workers": 3}])
+    assert player.books.policy_memory == {"members": ["w"]}
+    configured(player, policy=["bounded", {"bound": 3}])
 
     assert player.books.policy_memory == {}
 

@@ -285,14 +285,14 @@ def test_a_fixed_set_outlives_its_process_and_an_elastic_one_has_nothing_to_reme
     assert World(Synchronous(), "a").policy.memory() == {}
 
 
-def test_a_larger_set_keeps_its_members_and_a_smaller_one_as_many_as_it_has_room_for() -> None:
+def test_a_larger_set_keeps_its_members_and_one_that_is_too_small_for_them_none() -> None:
     memory = {"members": ["a", "b"]}
     larger, smaller, elastic = Synchronous(workers=3), Synchronous(workers=1), Synchronous()
 
     for policy in (larger, smaller, elastic):
         policy.recall(memory)
 
-    assert (larger.memory(), smaller.memory(), elastic.memory()) == (memory, {"members": ["a"]}, {})
+    assert (larger.memory(), smaller.memory(), elastic.memory()) == (memory, {"members": []}, {})
 
 
 def test_what_another_policy_remembered_is_no_hindrance() -> None:

@@ -23,7 +23,7 @@ DTYPE = np.dtype(np.float32)
 
 
 def worker(connection: Connection, address: str, size: int) -> None:
-    with Worker(address) as ours:
+    with Worker(address, shares_memory=False) as ours:
         snapshot = ours.initialize(np.zeros(size, DTYPE))
 
         def run(count: int) -> None:

@@ -28,7 +28,7 @@ DTYPE = np.dtype(np.float32)
 
 def worker(connection: Connection, address: str, size: int, copy: bool) -> None:
     gradient = np.full(size, 1e-3, DTYPE)
-    with Worker(address) as ours:
+    with Worker(address, shares_memory=False) as ours:
         ours.initialize(np.zeros(size, DTYPE))
 
         def run(count: int) -> None:

@@ -31,7 +31,7 @@ SLACK_BYTES = 16_000_000
 
 def worker(connection: Connection, address: str, size: int) -> None:
     gradient = np.full(size, 1e-3, DTYPE)
-    with Worker(address) as ours:
+    with Worker(address, shares_memory=False) as ours:
         ours.initialize(np.zeros(size, DTYPE))
 
         def run(count: int) -> None:

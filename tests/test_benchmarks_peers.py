@@ -21,7 +21,7 @@ from benchmarks.peers.work import DTYPE, LR, Cell, Gradients
 
 ROOT = Path(__file__).resolve().parent.parent
 OF_ONE_LIBRARY = [
-    ["distgrad", "distgrad-ahead"],
+    ["distgrad-slot", "distgrad-host", "distgrad", "distgrad-ahead"],
     ["pipe", "zmq-pickle", "zmq-raw"],
     ["floor-shm", "floor-shm-copy", "floor-zmq", "floor-socket", "floor-copy", "floor-kernel", "floor-reqrep"],
     ["mpi4py"],

@@ -1,10 +1,10 @@
-"""distgrad over TCP, as users run it: ``distgrad broker`` in a process of its own, and `Worker` in the others.
+"""distgrad as users run it: ``distgrad broker`` in a process of its own, and `Worker` in the others.
 
-Two ways to use it under W1 and W2, because they give different things:
+On one host worker and broker share memory; over TCP they are told not to. Two ways to use it under W1 and W2, because
+they give different things:
 
 - *own gradient included*: the parameters that come back hold what this worker has just pushed, as with every peer
-  that answers a request. One worker pulls what is newer than the version before its gradient; several wait for
-  `flush` first, since a newer version may hold only somebody else's.
+  that answers a request.
 - *pulling ahead*: a pull brings any version that this worker does not have yet, which is what asynchronous training
   needs; its own last gradient may still be under way. How many were missing at most is in the record.
 
@@ -16,6 +16,7 @@ tells when one is free again. `pull` reuses the arrays of the pull before it.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
@@ -26,6 +27,7 @@ from benchmarks.peers.team import Link, Team, team_of, work
 from benchmarks.peers.update import zeros
 from benchmarks.peers.work import LR, Array, Cell
 from distgrad.errors import SnapshotRevoked
+from distgrad.shared_pages import host_name
 from distgrad_worker import Snapshot, Worker
 
 LENT_BYTES = 1 << 18
@@ -50,20 +52,11 @@ class OwnIncluded(Link):
         self._worker = worker
         self._snapshot = worker.initialize(zeros(cell.size))
         self._copies = cell.n_bytes < LENT_BYTES
-        self._is_alone = cell.workers == 1
-        self._steps_together = cell.steps_together
         self._revoked = 0
 
     def exchange(self) -> Array:
         """Return what holds all that was pushed."""
-        worker = self._worker
-        number = worker.push(self.gradient, copy=self._copies)
-        if self._steps_together:
-            return self._pull()
-        if self._is_alone:
-            # Every version is one gradient of this worker's.
-            return self._pull(newer_than=number - 1)
-        worker.flush()
+        self._worker.push(self.gradient, copy=self._copies)
         return self._pull()
 
     def finish(self) -> None:
@@ -74,10 +67,10 @@ class OwnIncluded(Link):
         """Tell how often a pull had to begin again."""
         return {"revoked": self._revoked}
 
-    def _pull(self, newer_than: Snapshot | int | None = None) -> Array:
+    def _pull(self, newer_than: Snapshot | None = None) -> Array:
         while True:
             try:
-                self._snapshot = self._worker.pull(newer_than=newer_than, out=self._snapshot)
+                self._snapshot = self._worker.pull(newer_than, out=self._snapshot, own=newer_than is None)
                 break
             except SnapshotRevoked:
                 self._revoked += 1
@@ -121,47 +114,86 @@ class Ahead(OwnIncluded):
         return self._pull()
 
 
-def run_worker(connection: Connection, cell: Cell, rank: int, address: str, link: Callable[..., Link]) -> None:
-    with Worker(address, worker_id=f"worker-{rank}") as worker:
+class InSlot(OwnIncluded):
+    """Compute into a slot, and read the parameters where the broker has them.
+
+    Parameters
+    ----------
+    cell : Cell
+        What is done.
+    worker : Worker
+        Connected.
+    """
+
+    def __init__(self, cell: Cell, worker: Worker) -> None:
+        super().__init__(cell, worker)
+        self._slot = worker.slot()
+
+    def buffer(self) -> Array:
+        """Give the slot's array."""
+        self._slot = self._worker.slot()
+        array: Array = self._slot.__enter__()
+        return array
+
+    def exchange(self) -> Array:
+        """Return what holds all that was pushed."""
+        self._slot.__exit__(None, None, None)
+        self._snapshot = self._worker.pull(own=True, copy=False)
+        parameters: Array = self._snapshot.parameters
+        return parameters
+
+
+def run_worker(
+    connection: Connection, cell: Cell, rank: int, address: str, link: Callable[..., Link], shares: bool
+) -> None:
+    with Worker(address, worker_id=f"worker-{rank}", shares_memory=shares) as worker:
         work(connection, cell, rank, link(cell, worker))
 
 
 @contextlib.contextmanager
-def start(cell: Cell, link: Callable[..., Link]) -> Iterator[Team]:
+def start(cell: Cell, link: Callable[..., Link], shares: bool) -> Iterator[Team]:
     options = ["--queue-bytes", str(max(_QUEUE_BYTES, 2 * cell.workers * (cell.n_bytes + 4096)))]
     if cell.work == "W2":
         options += ["--optimizer", "adam", "--lr", str(LR)]
     if cell.steps_together:
         options += ["--policy", "sync", "--workers", str(cell.workers), "--reduction", "sum"]
-    with harness.Broker(*options) as broker, team_of(cell, run_worker, [broker.address, link]) as team:
+    with harness.Broker(*options) as broker, team_of(cell, run_worker, [broker.address, link, shares]) as team:
         yield Team(cell, team.workers, pids=[broker.pid, *team.pids])
 
 
-def start_own_included(cell: Cell) -> contextlib.AbstractContextManager[Team]:
-    return start(cell, OwnIncluded)
-
-
-def start_ahead(cell: Cell) -> contextlib.AbstractContextManager[Team]:
-    return start(cell, Ahead)
-
-
 def no_shared_memory() -> str | None:
-    return "distgrad has no shared memory for workers on the broker's host yet"
+    return None if host_name() else "memory is shared on Linux only"
 
 
 PACKAGES = ("distgrad", "pyzmq", "msgpack", "numba")
 
 CONTENDERS = (
-    # The place of shared memory: a worker whose link writes into a slot, and reads from the broker's versions.
     Contender(
-        "distgrad-host", "distgrad, same host", OURS, ("W1", "W2", "W3", "W4"), start_own_included, no_shared_memory
+        "distgrad-slot",
+        "distgrad, same host, in the slot",
+        OURS,
+        ("W1", "W2", "W3", "W4"),
+        functools.partial(start, link=InSlot, shares=True),
+        no_shared_memory,
+        packages=PACKAGES,
+        note="`Worker.slot` and `pull(copy=False)`: the gradient is born in shared memory, parameters are read there.",
+    ),
+    Contender(
+        "distgrad-host",
+        "distgrad, same host",
+        OURS,
+        ("W1", "W2", "W3", "W4"),
+        functools.partial(start, link=OwnIncluded, shares=True),
+        no_shared_memory,
+        packages=PACKAGES,
+        note="`push` and `pull` as everywhere: both copy, into and out of shared memory.",
     ),
     Contender(
         "distgrad",
         "distgrad, TCP",
         OURS,
         ("W1", "W2", "W3", "W4"),
-        start_own_included,
+        functools.partial(start, link=OwnIncluded, shares=False),
         packages=PACKAGES,
         note="What comes back holds the worker's own gradient, as with every peer.",
     ),
@@ -170,7 +202,7 @@ CONTENDERS = (
         "distgrad, TCP, pulling ahead",
         OURS,
         ("W1", "W2"),
-        start_ahead,
+        functools.partial(start, link=Ahead, shares=False),
         packages=PACKAGES,
         note="What comes back is newer than what the worker had; its own last gradients may be missing (column lag).",
     ),

@@ -33,13 +33,15 @@ class PullWait:
         The worker that asks, if one does: the policy may let it wait.
     pushed : int
         The last number that it has pushed, to be decided on before its pull.
+    own : bool
+        Whether the worker waits for that under every policy.
     is_near : bool
         Whether its client may be told where shared memory is.
     leases : bool
         Whether it will read there for a while.
     """
 
-    __slots__ = ("have", "is_near", "leases", "newer_than", "pushed", "queued_at", "waits_since", "worker")
+    __slots__ = ("have", "is_near", "leases", "newer_than", "own", "pushed", "queued_at", "waits_since", "worker")
 
     def __init__(
         self,
@@ -48,6 +50,7 @@ class PullWait:
         worker: str | None,
         pushed: int,
         *,
+        own: bool,
         is_near: bool,
         leases: bool,
     ) -> None:
@@ -55,6 +58,7 @@ class PullWait:
         self.have = have
         self.worker = worker
         self.pushed = pushed
+        self.own = own
         self.is_near = is_near
         self.leases = leases
         # Since when it waits for its turn to read a large version, if it does, and since when its predecessor did.
@@ -95,7 +99,8 @@ def get(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) 
     is_near = host is not None and host == state.settings.host
     leases = is_near and field(header, "lease", bool, False) and leasing.may_lease(state, worker, request.user)
     known = None if newer_than is None else parse_state(newer_than)
-    wanted = PullWait(known, have, worker, pushed, is_near=is_near, leases=leases)
+    own: bool = field(header, "own", bool, False)
+    wanted = PullWait(known, have, worker, pushed, own=own, is_near=is_near, leases=leases)
     if state.versions.layout is None:
         raise RequestError("no_parameters", "no parameters were set yet; use set, or initialize from a worker")
     key = waiter.client or waiter.envelope
@@ -167,13 +172,14 @@ def _is_due(state: CoreState, wanted: PullWait, now: float) -> bool:
     """Tell whether a pull is to be answered: there is something new, and the policy lets its worker have it."""
     if not _is_news(state, wanted):
         return False
-    if wanted.worker is None or not state.policy.gates_pulls:
+    gates = state.policy.gates_pulls
+    if wanted.worker is None or not (gates or wanted.own):
         return True
     member = state.members.get(wanted.worker)
     # A worker that has not said hello yet, to a broker just restarted, may have sent what is not here yet.
     if member is None or max(member.judged, member.decided) < wanted.pushed:
         return False
-    return state.policy.may_pull(wanted.worker, state.situation(now))
+    return not gates or state.policy.may_pull(wanted.worker, state.situation(now))
 
 
 def _is_news(state: CoreState, wanted: PullWait) -> bool:

@@ -103,6 +103,8 @@ def _judge(state: CoreState, gradient: Gradient, member: Member, now: float) -> 
             staleness = state.versions.version - base.version
             if staleness < 0:
                 _refuse_future(state, gradient, member, base.version)
+                if state.pulls:
+                    pulls.answer_all(state, now)
                 return
         elif state.lineage.survives(base) or base.incarnation in state.repeatable:
             # It has survived, or was taken back by a crash and has come again by now (`intake` waits for that).

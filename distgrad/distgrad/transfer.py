@@ -65,6 +65,7 @@ def fetch(
     pushed: int = 0,
     shared: SharedReading | None = None,
     leases: bool = False,
+    own: bool = False,
 ) -> Fetched | None:
     """Fetch the broker's parameters.
 
@@ -92,6 +93,9 @@ def fetch(
     leases : bool
         Whether the arenas may be the broker's own; it then leaves them alone until `worker`'s next gradient or `get`.
 
+    own : bool
+        Whether to wait for that gradient under every policy.
+
     Returns
     -------
     Fetched or None
@@ -112,7 +116,7 @@ def fetch(
     if leases:
         asked["lease"] = True
     if worker is not None:
-        asked |= {"worker": worker, "pushed": pushed}
+        asked |= {"worker": worker, "pushed": pushed, "own": own}
     with client.conversation():
         for _ in range(MAX_TRIES - 1):
             # One of its own, so that ranges of a lost snapshot that are still asked for are given up.

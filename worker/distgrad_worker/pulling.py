@@ -47,7 +47,13 @@ class Puller:
         self._lease: tuple[State, Lease] | None = None
 
     def pull(
-        self, newer_than: Snapshot | State | int | None, timeout: float | None, out: Snapshot | None, *, copies: bool
+        self,
+        newer_than: Snapshot | State | int | None,
+        timeout: float | None,
+        out: Snapshot | None,
+        *,
+        copies: bool,
+        own: bool,
     ) -> Snapshot:
         """Fetch the parameters.
 
@@ -57,6 +63,8 @@ class Puller:
             As for `Worker.pull`.
         copies : bool
             Whether the caller wants arrays of its own.
+        own : bool
+            As for `Worker.pull`.
 
         Returns
         -------
@@ -67,7 +75,7 @@ class Puller:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while True:
             wait_s = max(0.0, min(_WAIT_S, deadline - time.monotonic()))
-            snapshot = self._fetch(since, wait_s, out, copies=copies)
+            snapshot = self._fetch(since, wait_s, out, copies=copies, own=own)
             if snapshot is not None:
                 return snapshot
             if time.monotonic() >= deadline:
@@ -150,7 +158,9 @@ class Puller:
             raise StateError("a bare version number means nothing before the first pull; pull first")
         return known._replace(version=int(what))
 
-    def _fetch(self, since: State | None, wait_s: float, out: Snapshot | None, *, copies: bool) -> Snapshot | None:
+    def _fetch(
+        self, since: State | None, wait_s: float, out: Snapshot | None, *, copies: bool, own: bool
+    ) -> Snapshot | None:
         connection = self._connection
         session = connection.session
         try:
@@ -164,6 +174,7 @@ class Puller:
                 pushed=session.window.last,
                 shared=self._reading,
                 leases=not copies,
+                own=own,
             )
         except NoParameters:
             connection.catch_up()

@@ -169,6 +169,7 @@ class Worker:
         timeout: float | None = None,
         out: Snapshot | None = None,
         *,
+        own: bool = False,
         copy: bool = True,
     ) -> Snapshot:
         """Fetch the parameters.
@@ -182,6 +183,8 @@ class Worker:
             How long to wait, seconds; None waits as long as the broker answers.
         out : Snapshot, optional
             An earlier result whose memory is reused if the layout is the same; its arrays change.
+        own : bool
+            Wait until all that this worker has pushed was decided on: what was applied of it is in the parameters.
         copy : bool
             Whether to give arrays of the caller's own. Without, on the broker's host, they may be the broker's:
             read-only, and valid until this worker's next push or pull. `push` raises `SnapshotRevoked` if the broker
@@ -206,7 +209,7 @@ class Worker:
             If reading is too slow for the rate of updates.
         """
         self._connection.check()
-        return self._puller.pull(newer_than, timeout, out, copies=copy)
+        return self._puller.pull(newer_than, timeout, out, copies=copy, own=own)
 
     def push(
         self,
@@ -264,6 +267,24 @@ class Worker:
         layout = self._pusher.layout()
         details = checked_details(loss, examples, cursor)
         return self._pusher.push(layout, gradients, details, self._puller.base_of(base_version), copies=copy)
+
+    def push_pull(self, gradients: Any, out: Snapshot | None = None, *, copy: bool = True, **details: Any) -> Snapshot:
+        """Push a gradient, and pull parameters that it is in; one round trip.
+
+        Parameters
+        ----------
+        gradients, **details : nest of ndarray, object
+            As for `push`: `loss`, `examples`, `cursor`, `base_version`.
+        out, copy : Snapshot, bool
+            As for `pull`.
+
+        Returns
+        -------
+        Snapshot
+            A consistent version. If the gradient was refused, the next call raises that.
+        """
+        self.push(gradients, **details)
+        return self.pull(out=out, own=True, copy=copy)
 
     def slot(self) -> Slot:
         """Give memory to compute the next gradient into; it is pushed at the end of the with-block.

@@ -1,0 +1,59 @@
+"""A pull that waits for what its worker has pushed, and both in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from distgrad import Admin
+from distgrad.errors import GradientRefused
+from distgrad_broker import Broker
+from distgrad_worker import Worker
+
+
+@pytest.fixture(params=[10, 1 << 17], ids=["sent", "shared"])
+def size(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture
+def broker(size: int) -> Iterator[Broker]:
+    with Broker() as broker, Worker(broker.address) as worker:
+        worker.initialize({"w": np.zeros(size, np.float32)})
+        yield broker
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_push_pull_brings_parameters_with_the_gradient_in_them(broker: Broker, size: int, copy: bool) -> None:
+    with Worker(broker.address) as worker:
+        snapshot = worker.pull()
+        for step in range(1, 30):
+            snapshot = worker.push_pull({"w": np.ones(size, np.float32)}, out=snapshot, copy=copy, loss=0.5)
+            assert snapshot.version == step
+            assert (snapshot.parameters["w"] == -step).all()
+
+
+def test_others_gradients_do_not_answer_it(broker: Broker, size: int) -> None:
+    """What is newer than a worker's last version may hold only somebody else's gradient; its own pull waits."""
+    with Worker(broker.address) as worker, Worker(broker.address) as other, Admin(broker.address) as admin:
+        admin.stop()
+        other.push({"w": np.ones(size, np.float32)})
+        worker.push({"w": np.full(size, 10, np.float32)})
+        with pytest.raises(TimeoutError):
+            worker.pull(own=True, timeout=0.2)
+        assert worker.pull().version == 0
+
+        admin.start()
+
+        assert (worker.pull(own=True).parameters["w"] <= -10).all()
+
+
+def test_a_refused_gradient_ends_the_waiting_and_is_told_next(broker: Broker, size: int) -> None:
+    with Worker(broker.address) as worker:
+        snapshot = worker.push_pull({"w": np.full(size, np.nan, np.float32)})
+
+        assert snapshot.version == 0
+        with pytest.raises(GradientRefused):
+            worker.flush()

@@ -139,9 +139,9 @@ def _stop(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
         replaced.is_done = True  # its client has given it up and asks anew
     state.drains[key] = waiter
 
-    def give_up(late: Waiter, _: float) -> None:
-        state.drains.pop(key, None)  # what was drained may still be on its way to the disk
-        state.answer(late, {"changed": late.data, "drained": False})
+    def give_up(late: Waiter, then: float) -> None:
+        state.drains.pop(key, None)  # what was drained may still be on its way to the disk, and so may the stop
+        state.answer_when_durable(late, {"changed": late.data, "drained": False}, now=then)
 
     state.deadlines.wait(waiter, give_up)
 

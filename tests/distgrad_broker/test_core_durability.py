@@ -171,6 +171,21 @@ def test_a_draining_stop_is_answered_when_the_disk_has_it_too() -> None:
     assert not kit.is_answered(envelope)
 
 
+def test_a_stop_whose_drain_takes_too_long_is_told_when_the_disk_has_it() -> None:
+    """Regression, found by simulation: it was told as soon as the drain was given up, and a crash took the stop back."""
+    kit = DurableKit()
+    kit.greet()
+    kit.push(1)
+    envelope = kit.send("stop", drain=True, wait_s=0.2)
+
+    kit.wait(0.3)
+    assert not kit.is_answered(envelope)
+    kit.write()
+
+    assert kit.header(envelope)["drained"] is False
+    assert not kit.crash(machine=True).state.is_running
+
+
 def test_a_clear_that_no_checkpoint_has_is_answered_within_seconds() -> None:
     kit = DurableKit(durability=CHECKPOINT, stopped=True)
     kit.greet()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from distgrad.durable.books import Recovered
 from distgrad.holder import ParameterHolder
 from distgrad_broker.data import OpenData
+from distgrad_broker.report import lost
 from simulation.clockwork import Violation
 from simulation.reference import Reference
 from simulation.watch import same
@@ -44,6 +45,8 @@ def check_state(broker: BrokerProcess) -> None:
         raise Violation(f"{committed} bytes committed, {queued} queued, {state.queued_bytes} counted")
     if state.generation != broker.watch.reference.generation:
         raise Violation(f"generation {state.generation}, not {broker.watch.reference.generation}")
+    if missing := lost(state):
+        raise Violation(f"{missing} gradients were accepted, and are not settled, queued, held or on their way")
     if sum(state.refused.values()) != state.outcomes["refused"]:
         raise Violation(f"{state.outcomes['refused']} were refused, but by reason: {state.refused}")
     deadline = broker.core.next_deadline()

@@ -1,7 +1,7 @@
 """Faults put into the shipped code on purpose, and whether the simulation finds them: ``make mutations``.
 
-Each is made in a copy of the packages, which comes before them on the path; seeds then run until one fails, or until
-the time for it is over. What is not found tells what the simulation cannot see.
+Each is made in a copy of the packages, which comes before them on the path; seeds then run until one fails, or
+until there is no time for more. What is not found tells what the simulation cannot see.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ MUTATIONS = [
     ),
     _mutation(
         "hello does not wait for a checkpoint where that is what settles",
-        (f"{BROKER}/worker_operations.py", "and member.settled < member.accepted:", "and False:"),
+        (f"{BROKER}/worker_operations.py", "and max(member.settled, member.kept) < member.accepted", "and False"),
     ),
     _mutation(
         "clear is answered before the disk has it",
@@ -107,6 +107,14 @@ MUTATIONS = [
             f"{BROKER}/operations.py",
             'state.answer_when_durable(waiter, {"cleared": cleared}, now=now)',
             'state.answer(waiter, {"cleared": cleared})',
+        ),
+    ),
+    _mutation(
+        "a stop that waited for its queue in vain is answered before the disk has it",
+        (
+            f"{BROKER}/operations.py",
+            'state.answer_when_durable(late, {"changed": late.data, "drained": False}, now=then)',
+            'state.answer(late, {"changed": late.data, "drained": False})',
         ),
     ),
     _mutation(
@@ -161,7 +169,11 @@ MUTATIONS = [
     ),
     _mutation(
         "segments are removed that hold what is queued",
-        (f"{BROKER}/checkpoints.py", "if state.records is not None and state.records.keeps_gradients:", "if False:"),
+        (
+            f"{BROKER}/checkpoints.py",
+            "gradient.sequence for gradient in waiting if gradient.sequence",
+            "gradient.sequence for gradient in ()",
+        ),
     ),
     _mutation(
         "what a dead process did not sync is taken for durable",
@@ -182,11 +194,19 @@ MUTATIONS = [
     ),
     _mutation(
         "a checkpoint without a journal keeps the numbers of what it does not keep",
-        (f"{BROKER}/bookkeeping.py", "member.accepted if keeps_queue else member.decided", "member.accepted"),
+        (
+            f"{BROKER}/bookkeeping.py",
+            "(member.accepted, member.cursor) if state.durability == JOURNAL else member.kept_place",
+            "(member.accepted, member.cursor if state.durability == JOURNAL else member.kept_place[1])",
+        ),
     ),
     _mutation(
         "a checkpoint without a journal keeps the cursor of what it does not keep",
-        (f"{BROKER}/bookkeeping.py", "member.cursor if keeps_queue else member.decided_cursor", "member.cursor"),
+        (
+            f"{BROKER}/bookkeeping.py",
+            "(member.accepted, member.cursor) if state.durability == JOURNAL else member.kept_place",
+            "(member.accepted if state.durability == JOURNAL else member.kept_place[0], member.cursor)",
+        ),
     ),
     _mutation(
         "decisions are carried out in another order",
@@ -244,7 +264,7 @@ MUTATIONS = [
 ]
 
 
-def run(mutation: Mutation, copy: Path, *, first: int, seconds: float) -> str:
+def run(mutation: Mutation, copy: Path, *, first: int, seeds: int, seconds: float) -> str:
     """Run seeds on a copy with a fault in it; tell what came of it."""
     originals = {edit.path: (ROOT / edit.path).read_text() for edit in mutation.edits}
     changed = dict(originals)
@@ -256,7 +276,7 @@ def run(mutation: Mutation, copy: Path, *, first: int, seconds: float) -> str:
         (copy / path).write_text(text)
     folders = [*(copy / package for package in PACKAGES), ROOT / "tests"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "simulation.run", "--lines=0", "--seeds=1000000"]
+    command = [sys.executable, "-m", "simulation.run", "--lines=0", f"--seeds={seeds}"]
     try:
         child = subprocess.run(
             [*command, f"--first={first}", f"--seconds={seconds}"],
@@ -282,7 +302,8 @@ def run(mutation: Mutation, copy: Path, *, first: int, seconds: float) -> str:
 def main() -> int:
     """Run all mutations, or those that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0, help="how long to look for each")
+    parser.add_argument("--seconds", type=float, default=300.0, help="how long to look for each")
+    parser.add_argument("--seeds", type=int, default=10_000, help="how many seeds to try for each")
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--only", default="", help="a regular expression that the names of those to run match")
     options = parser.parse_args()
@@ -294,7 +315,7 @@ def main() -> int:
             shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
         for mutation in chosen:
             started = time.perf_counter()
-            told = run(mutation, copy, first=options.first, seconds=options.seconds)
+            told = run(mutation, copy, first=options.first, seeds=options.seeds, seconds=options.seconds)
             found += told.startswith("found")
             print(f"{mutation.name:<75} {time.perf_counter() - started:5.1f} s  {told}", flush=True)
     print(f"{found} of {len(chosen)} found")

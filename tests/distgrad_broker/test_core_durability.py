@@ -172,7 +172,7 @@ def test_a_draining_stop_is_answered_when_the_disk_has_it_too() -> None:
 
 
 def test_a_stop_whose_drain_takes_too_long_is_told_when_the_disk_has_it() -> None:
-    """Regression, found by simulation: it was told as soon as the drain was given up, and a crash took the stop back."""
+    """Regression, found by simulation: it was told at once when the drain was given up; a crash took the stop back."""
     kit = DurableKit()
     kit.greet()
     kit.push(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -17,8 +18,8 @@ from distgrad.durable.checkpoint_header import Checkpoint
 from distgrad.durable.checkpoint_state import pack_state
 from distgrad.durable.data_folder import DataFolder
 from distgrad.durable.disk import Disk
-from distgrad.durable.disk_writer import DiskWriter
-from distgrad.durable.journal import resume
+from distgrad.durable.disk_writer import RETRY_S, DiskWriter
+from distgrad.durable.journal import Journal, resume
 from distgrad.durable.recovery import recover
 from distgrad.errors import CheckpointError, DataDamaged
 from distgrad.holder import ParameterHolder
@@ -32,6 +33,8 @@ _LOGGER = logging.getLogger("distgrad_broker")
 
 # A long recovery tells how far it is this often.
 PROGRESS_S = 2.0
+# What the system says where room is missing: that can be mended while the broker waits.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 _HOW_TO_GO_BACK_AGAIN = "--recover-until counts once, and again after a start without it"
 
@@ -59,7 +62,13 @@ class OpenData(NamedTuple):
 
 
 def open_data(
-    config: BrokerConfig, disk: Disk, holder: ParameterHolder, policy: Policy, *, salt: int | None = None
+    config: BrokerConfig,
+    disk: Disk,
+    holder: ParameterHolder,
+    policy: Policy,
+    *,
+    salt: int | None = None,
+    pause: Callable[[float], None] = time.sleep,
 ) -> OpenData:
     """Open the data folder, and bring the holder to where the last broker left it.
 
@@ -75,6 +84,8 @@ def open_data(
         As the broker was started.
     salt : int, optional
         Of the journal; by default a random one.
+    pause : callable
+        Called with seconds to wait while the disk has no room for the journal.
 
     Returns
     -------
@@ -122,10 +133,7 @@ def open_data(
         durability = config.durability or JOURNAL
         journal = None
         if durability != NONE:
-            journal = resume(
-                disk, path, next_sequence=recovered.sequence + 1, vouched=recovered.vouched,
-                segment_bytes=config.segment_bytes, salt=salt,
-            )  # fmt: skip
+            journal = _resume(disk, path, recovered, config.segment_bytes, salt, pause)
     except OSError as error:
         folder.close()
         raise CheckpointError(f"cannot use the data folder {path}: {error.strerror or error}") from error
@@ -201,6 +209,36 @@ def _settle_settings(
         if [name, settings] != started_with["policy"]:
             policy = policies.build(name, {key: value for key, value in settings.items() if value is not None})
     return policy, weighing
+
+
+def _resume(
+    disk: Disk,
+    path: str,
+    recovered: Recovered,
+    segment_bytes: int,
+    salt: int | None,
+    pause: Callable[[float], None],
+) -> Journal:
+    """Go on with the journal; on a full disk wait for room, as a broker does that runs."""
+    was_full = False
+    while True:
+        try:
+            journal = resume(
+                disk, path, next_sequence=recovered.sequence + 1, vouched=recovered.vouched,
+                segment_bytes=segment_bytes, salt=salt,
+            )  # fmt: skip
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            if not was_full:
+                phrase = "the disk is full, the broker starts as soon as there is room for the journal"
+                log.event(_LOGGER, logging.ERROR, phrase, data=path, reason=error.strerror)
+                was_full = True
+            pause(RETRY_S)
+        else:
+            if was_full:
+                log.event(_LOGGER, logging.INFO, "the disk takes the journal again", data=path)
+            return journal
 
 
 def _version_to_go_back_to(folder: DataFolder, asked: int | None) -> int | None:

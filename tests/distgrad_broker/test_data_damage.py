@@ -1,14 +1,18 @@
-"""Starts on a journal that is damaged where a checkpoint covers it; going back to a version counts once."""
+"""Starts on a journal that is damaged where a checkpoint covers it, and on a full disk; going back counts once."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from random import Random
 
 import pytest
 
 from distgrad.durable.journal_reader import read
 from distgrad.errors import DataDamaged
+from distgrad.holder import ParameterHolder
+from distgrad_broker.config import BrokerConfig
+from distgrad_broker.data import open_data
 from support.durable_kit import DATA, DurableKit
 
 
@@ -156,3 +160,30 @@ def test_damage_to_all_that_a_checkpoint_covers_is_none() -> None:
     again.work()
     again.write()
     assert again.crash("three").total == -32.0
+
+
+def test_a_start_on_a_full_disk_waits_for_room_says_so_once_and_leaves_nothing_behind(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    disk = run(1, 2, 3).disk.crash(Random(0), machine=False)
+    disk.capacity = 0
+    files: list[list[str]] = []
+
+    def pause(seconds: float) -> None:
+        files.append(disk.paths())
+        if len(files) == 3:
+            disk.capacity = None
+
+    config = BrokerConfig(data=Path(DATA))
+    holder = ParameterHolder(executor="numpy")
+    with caplog.at_level(logging.INFO, logger="distgrad_broker"):
+        data = open_data(config, disk, holder, config.consistency(), pause=pause)
+    data.writer.close()
+
+    assert holder.version == 3
+    assert files[0] == files[1] == files[2]
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.split(" data=")[0] for line in lines] == [
+        "the disk is full, the broker starts as soon as there is room for the journal",
+        "the disk takes the journal again",
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distgrad_worker import Worker
 from support.broker_process import wait_until
 from support.durable_broker import DurableBroker
 
@@ -68,6 +70,13 @@ def fill_up(folder: Path) -> Path:
     return filler
 
 
+def limit_files(folder: Path, more: int) -> None:
+    """Leave room for so many more files."""
+    found = os.statvfs(folder)
+    options = f"remount,size=48m,nr_inodes={found.f_files - found.f_ffree + more}"
+    subprocess.run(["mount", "-o", options, str(folder)], check=True)
+
+
 def run_while_full(folder: Path, seconds: float) -> None:
     with ExitStack() as stack:
         # Checkpoints let the journal be removed, so that the disk would do for ever.
@@ -102,6 +111,30 @@ def run_while_full(folder: Path, seconds: float) -> None:
         broker.start()
         assert admin.status()["version"] == pushed
         np.testing.assert_array_equal(admin.get_model_parameters()["w"], -expected)
+
+
+@pytest.mark.timeout(200)
+def test_a_broker_that_is_started_on_a_full_disk_waits_for_room(small_disk: Path) -> None:
+    with DurableBroker(small_disk / "data", "--segment-bytes", "1MiB") as broker:
+        with Worker(broker.address, worker_id="w", timeout=60) as worker:
+            worker.initialize({"w": np.zeros(FLOATS, np.float32)})
+            worker.push({"w": np.ones(FLOATS, np.float32)})
+            worker.flush()
+            broker.kill()
+            # Not its bytes: the start gives some back first, those that the last process had reserved.
+            limit_files(small_disk, 0)
+
+            broker.launch()
+            broker.process.wait_for_line("the disk is full, the broker starts as soon as there is room")
+            assert broker.process.returncode is None
+            limit_files(small_disk, 1000)
+            broker.wait_until_ready()
+
+            worker.push({"w": np.ones(FLOATS, np.float32)})
+            worker.flush(timeout=100)
+        with broker.admin() as admin:
+            np.testing.assert_array_equal(admin.get_model_parameters()["w"], np.full(FLOATS, -2, np.float32))
+        broker.stop()
 
 
 @pytest.mark.timeout(200)

@@ -30,8 +30,16 @@ class DurableBroker:
 
     def start(self, *more: str) -> None:
         """Start it; ports are those of the first time."""
+        self.launch(*more)
+        self.wait_until_ready()
+
+    def launch(self, *more: str) -> None:
+        """Start it, and do not wait for it."""
         addresses = ("--control", self._control, "--gradients", self._gradients, "--log-level", "warning")
         self.process = Process("broker", *addresses, "--data", self.data, *self._options, *more)
+
+    def wait_until_ready(self) -> None:
+        """Wait until both channels are bound."""
         line = self.process.wait_for_line(r"control=(\S+) gradients=(\S+)")
         self._control, self._gradients = line[1], line[2]
 

@@ -167,6 +167,15 @@ class Journal:
             self._segment.close()
             self._segment = None
 
+    def abandon(self) -> None:
+        """Close the file, and remove it if nothing in it counts: those of many tries would fill the disk."""
+        if self._segment is not None:
+            segment, self._segment = self._segment, None
+            segment.close()
+            if not segment.is_on_disk:
+                with suppress(OSError):
+                    self._disk.remove(segment.path)
+
     def _begin(self) -> _OpenSegment:
         """Make the next segment; nothing has changed if that fails."""
         first = self.durable + 1
@@ -212,7 +221,7 @@ class Journal:
             if not segment.is_on_disk:
                 self._disk.sync_folder(self._folder)
         except OSError:
-            self._give_up(segment)
+            self._give_up()
             raise
         self.durable += len(self._written)
         self.unsynced_bytes -= sum(size for _, size in self._written)
@@ -231,16 +240,11 @@ class Journal:
         segment.close()
         self._segment = None
 
-    def _give_up(self, segment: _OpenSegment) -> None:
+    def _give_up(self) -> None:
         """Take back what is not durable, to be written to another segment."""
         self._pending[:0] = self._written
         self._written.clear()
-        self._segment = None
-        segment.close()
-        if not segment.is_on_disk:
-            # Nothing in it counts. Left there, those of many tries would fill the disk.
-            with suppress(OSError):
-                self._disk.remove(segment.path)
+        self.abandon()
 
 
 class _OpenSegment:
@@ -334,7 +338,7 @@ def resume(
     try:
         journal.sync()
     except BaseException:
-        journal.close()
+        journal.abandon()
         raise
     journal._segment_bytes = segment_bytes
     return journal

@@ -151,11 +151,33 @@ class Broker:
         self._process.stdout.close()
 
 
+class Together:
+    """Children that take their rounds at the same time, seen as one.
+
+    Parameters
+    ----------
+    children : sequence of Child
+        All in `take_rounds`.
+    """
+
+    def __init__(self, children: Sequence[Child]) -> None:
+        self._children = children
+
+    def run(self, count: int) -> float:
+        """Have all do their thing `count` times; return the seconds until the last is done."""
+        started = time.perf_counter()
+        for child in self._children:
+            child.tell(count)
+        for child in self._children:
+            child.hear(ROUND_S)
+        return time.perf_counter() - started
+
+
 @dataclasses.dataclass(frozen=True)
 class Side:
     """One side of a comparison: who is told to run, and which processes' work that is."""
 
-    child: Child
+    child: Child | Together
     pids: Sequence[int]
 
     def run(self, count: int) -> tuple[float, float]:
@@ -257,7 +279,7 @@ def _time(seconds: float | None) -> str:
 def environment() -> dict[str, Any]:
     """Name the machine, the versions and the commit."""
     versions = {}
-    for package in ("distgrad", "numpy", "pyzmq", "msgpack", "numba"):
+    for package in ("distgrad", "numpy", "pyzmq", "msgpack", "numba", "torch"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None

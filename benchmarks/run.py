@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 
 from benchmarks import (
@@ -14,6 +15,7 @@ from benchmarks import (
     bench_push_small,
     bench_readers,
     bench_recovery,
+    bench_torch_step,
     harness,
 )
 
@@ -26,6 +28,7 @@ BENCHMARKS = {
     "memory": bench_memory.measure,
     "readers": bench_readers.measure,
     "recovery": bench_recovery.measure,
+    "torch_step": bench_torch_step.measure,
 }
 
 
@@ -37,8 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
     unknown = set(asked.names) - set(BENCHMARKS)
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    names = asked.names or list(BENCHMARKS)
+    if "torch_step" in names and importlib.util.find_spec("torch") is None:
+        if asked.names:
+            parser.error("torch_step needs PyTorch: pip install 'distgrad[torch]'")
+        names.remove("torch_step")
+        print("torch_step is left out: PyTorch is not installed", file=sys.stderr)
     results = []
-    for name in asked.names or BENCHMARKS:
+    for name in names:
         measured = BENCHMARKS[name](tiny=asked.tiny)
         harness.keep(measured, name, tiny=asked.tiny)
         results += measured

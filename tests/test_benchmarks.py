@@ -26,6 +26,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_each_benchmark_runs_and_reports_one_line_of_json(name: str) -> None:
     if name == "memory" and not sys.platform.startswith("linux"):
         pytest.skip("peak memory is read from /proc")
+    if name == "torch_step":
+        pytest.importorskip("torch", reason="needs PyTorch: pip install 'distgrad[torch]'")
     before = {path: path.stat().st_mtime_ns for path in BENCHMARKS.glob("results/*.json")}
 
     ended = run("--tiny", name)

@@ -11,6 +11,7 @@ import pytest
 import distgrad
 from distgrad import Admin, Rule
 from distgrad.errors import GradientRefused
+from distgrad_broker import Broker
 from distgrad_worker import Worker
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'distgrad[torch]'")
@@ -262,3 +263,32 @@ def test_a_version_that_a_backward_pass_needs_is_not_replaced_unnoticed() -> Non
 
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             stale.backward()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("shares_memory", [False, True])
+def test_a_model_that_is_large_enough_for_shared_memory_trains_as_well(shares_memory: bool, overlap: bool) -> None:
+    def train(model: Any, optimizer: Any) -> Any:
+        for step in range(4):
+            optimizer.zero_grad()
+            model(torch.full((2, 300), 0.1 * step)).square().mean().backward()
+            optimizer.step()
+        return model.weight.detach().clone()
+
+    def layer() -> Any:
+        torch.manual_seed(0)
+        return torch.nn.Linear(300, 300)
+
+    plain = layer()
+    expected = train(plain, torch.optim.SGD(plain.parameters(), lr=0.1))
+
+    with (
+        Broker(optimizer=distgrad.SGD(lr=0.1)) as broker,
+        Worker(broker.address, shares_memory=shares_memory) as worker,
+    ):
+        model = layer()
+        optimizer = DistributedOptimizer(model, worker, overlap=overlap)
+        train(model, optimizer)
+        optimizer.synchronize()
+
+    torch.testing.assert_close(model.weight.detach(), expected, rtol=0, atol=1e-6)

@@ -29,12 +29,13 @@ def losses_of(kind: str, rule: str, place: str) -> Any:
         subprocess.Popen([*command, str(rank)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    ended = [rank.communicate(timeout=100) for rank in ranks]
+    ended = [rank.communicate(timeout=250) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors for _, errors in ended)
     return np.array([json.loads(out.splitlines()[-1]) for out, _ in ended]).T
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # four processes that import PyTorch; on busy cores that takes minutes
 @pytest.mark.parametrize("rule", RULES)
 def test_two_workers_have_the_losses_of_ddp(tmp_path: Path, rule: str) -> None:
     options = ["--policy", "sync", "--workers", "2", "--optimizer", rule, *RULES[rule]]

@@ -6,90 +6,77 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
 from distgrad.errors import StateError
+from distgrad_worker.torch.outgoing import Outgoing
 from distgrad_worker.torch.parameters import Parameters
-from distgrad_worker.torch.tensors import Array
 
 
 class Collected:
-    """Copies each gradient when the backward pass has made it, while it is still in the processor's cache.
+    """Writes each gradient when the backward pass has made it, while it is still in the processor's cache.
 
     Parameters
     ----------
     parameters : Parameters
         Whose gradients.
+    outgoing : Outgoing
+        Where to.
     factor : callable
         Gives what the gradients of a parameter group are multiplied by.
-
-    Notes
-    -----
-    The memory that gradients are copied into is made once. This is where memory that is shared with the broker can be
-    used instead.
     """
 
-    def __init__(self, parameters: Parameters, factor: Callable[[int], float]) -> None:
+    def __init__(self, parameters: Parameters, outgoing: Outgoing, factor: Callable[[int], float]) -> None:
         self._parameters = parameters
+        self._outgoing = outgoing
         self._factor = factor
-        self._memory: list[Array] = []
         # For each parameter the gradient that was copied, and its version at that time.
-        self._seen: list[tuple[torch.Tensor, int] | None] = [None] * len(parameters.trained)
+        self._seen: dict[int, tuple[torch.Tensor, int]] = {}
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(self._hook(place))
             for place, (_, parameter, _) in enumerate(parameters.trained)
         ]
 
-    def gather(self) -> list[Array | None]:
-        """Give the copied gradients, and begin anew.
-
-        Returns
-        -------
-        list of ndarray or None
-            For each parameter; None where the backward pass made none. They are written to again by the next one.
+    def check(self) -> None:
+        """Look whether gradients are what they were when they were copied, and begin anew.
 
         Raises
         ------
         StateError
-            If a gradient was changed after it was copied.
+            If one was changed; what was written is dropped.
         """
-        seen, self._seen = self._seen, [None] * len(self._seen)
-        gathered: list[Array | None] = []
-        for place, copied in enumerate(seen):
+        seen, self._seen = self._seen, {}
+        for place, (gradient, version) in seen.items():
             name, parameter, _ = self._parameters.trained[place]
-            if copied is None:
-                gathered.append(None)
-                continue
-            gradient, version = copied
             if parameter.grad is not gradient or gradient._version != version:
+                self._outgoing.drop()
                 raise StateError(
                     f"the gradient of {name!r} was changed between backward() and step(); with overlap=True it is "
                     "copied within backward(): to clip or scale gradients, leave overlap out"
                 )
-            gathered.append(self._memory[place])
-        return gathered
+
+    def drop(self) -> None:
+        """Forget what was copied: the gradients are cleared."""
+        self._seen = {}
+        self._outgoing.drop()
 
     def close(self) -> None:
         """Copy no more."""
         for hook in self._hooks:
             hook.remove()
+        self.drop()
 
     def _hook(self, place: int) -> Callable[[torch.Tensor], None]:
         def copy(parameter: torch.Tensor) -> None:
             name, _, group = self._parameters.trained[place]
-            if self._seen[place] is not None:
+            if place in self._seen:
                 raise StateError(
                     f"{name!r} got a second gradient before step(): to add up several backward passes, leave "
                     "overlap out"
                 )
-            if not self._memory:
-                leaves = {leaf.name: leaf for leaf in self._parameters.layout.leaves}
-                self._memory = [np.empty(leaves[n].shape, leaves[n].dtype) for n, _, _ in self._parameters.trained]
-            array = self._parameters.gradient(place, self._factor(group))
-            assert array is not None  # the hook is called when there is one
-            assert parameter.grad is not None
-            self._memory[place][...] = array
+            with torch.no_grad():
+                self._outgoing.write(place, self._factor(group))
+            assert parameter.grad is not None  # the hook is called when there is one
             self._seen[place] = (parameter.grad, parameter.grad._version)
 
         return copy

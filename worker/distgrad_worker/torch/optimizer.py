@@ -12,8 +12,8 @@ from distgrad.errors import ConfigError, GradientRefused, LayoutError, StateErro
 from distgrad_worker.torch.ahead import Ahead, Collected
 from distgrad_worker.torch.buffers import SharedBuffers
 from distgrad_worker.torch.learning_rate import LearningRate
+from distgrad_worker.torch.outgoing import Outgoing
 from distgrad_worker.torch.parameters import Parameters, trained_of
-from distgrad_worker.torch.tensors import Array
 from distgrad_worker.worker import Worker
 
 _GROUP_KEYS = {"params", "param_names", "lr"}
@@ -93,6 +93,7 @@ class DistributedOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torc
         super().__init__(given, {"lr": self._rate.value if lr is None else float(lr)})
         self._parameters = Parameters(trained_of(self.param_groups))
         self.initialize()
+        self._outgoing = Outgoing(worker, self._parameters)
         self._ahead: Ahead | None = None
         self._collected: Collected | None = None
         # What the gradients of each group are multiplied by, looked up when the first of a backward pass is there.
@@ -100,7 +101,7 @@ class DistributedOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torc
         if overlap:
             assert module is not None  # checked above
             self._ahead = Ahead(module)
-            self._collected = Collected(self._parameters, self._factor)
+            self._collected = Collected(self._parameters, self._outgoing, self._factor)
 
     @property
     def version(self) -> int:
@@ -168,16 +169,30 @@ class DistributedOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torc
         details = {"loss": _number(value if loss is None else loss), "examples": examples, "cursor": cursor}
         self.synchronize()
         with torch.no_grad():
-            gradients = self._gradients()
-            if all(gradient is None for gradient in gradients):
+            self._write()
+            if self._outgoing.is_empty:
                 raise StateError("no parameter has a gradient: call loss.backward() before step()")
+            push = self._outgoing.finish(details)
             if self._ahead is not None:
-                self._ahead.start(lambda: self._exchange(gradients, details))
+                self._ahead.start(lambda: self._exchange(push))
             else:
-                self._exchange(gradients, details)
+                self._exchange(push)
             if self._buffers is not None:
                 self._buffers.synchronize()
         return value
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients.
+
+        Parameters
+        ----------
+        set_to_none : bool
+            Whether to drop them instead of filling them with zeros.
+        """
+        if self._collected is not None:
+            self._collected.drop()
+            self._factors = None
+        super().zero_grad(set_to_none)
 
     def synchronize(self) -> None:
         """Wait until the model has what the last step has brought; needed only with ``overlap``.
@@ -268,20 +283,21 @@ class DistributedOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torc
             self._factors = self._rate.factors([float(each["lr"]) for each in self.param_groups])
         return self._factors[group]
 
-    def _gradients(self) -> list[Array | None]:
+    def _write(self) -> None:
+        """Have all gradients written where they are sent from."""
         try:
             if self._collected is not None:
-                return self._collected.gather()
-            return [
-                self._trained.gradient(place, self._factor(group))
-                for place, (_, _, group) in enumerate(self._trained.trained)
-            ]
+                self._collected.check()
+                return
+            for place, (_, parameter, group) in enumerate(self._trained.trained):
+                if parameter.grad is not None:
+                    self._outgoing.write(place, self._factor(group))
         finally:
             self._factors = None
 
-    def _exchange(self, gradients: list[Array | None], details: dict[str, Any]) -> None:
+    def _exchange(self, push: Callable[[], None]) -> None:
         with torch.no_grad():
-            self._worker.push(self._trained.nest(gradients), **details)
+            push()
             refused: GradientRefused | None = None
             try:
                 if self._waits:

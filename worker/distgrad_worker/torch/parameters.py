@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from distgrad.errors import LayoutError, StateError
-from distgrad.layout import Layout
 from distgrad.snapshot import Snapshot
 from distgrad_worker.torch.tensors import Array, as_array, as_tensor, check_trainable, name_of
 
@@ -77,17 +75,14 @@ class Parameters:
     ----------
     trained : list of Trained
         The same.
-    layout : Layout
-        Of the broker's parameters, once there were some.
     snapshot : Snapshot
         The version that the model has.
     """
 
     def __init__(self, trained: Sequence[Trained]) -> None:
         self.trained = list(trained)
-        self._places: list[int] = []
         self._copied: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._hosts: dict[int, torch.Tensor] = {}
+        self._is_on_gpu = any(parameter.device.type != "cpu" for _, parameter, _ in trained)
         self._snapshot: Snapshot | None = None
 
     @property
@@ -96,11 +91,6 @@ class Parameters:
         if self._snapshot is None:
             raise StateError("the broker's parameters were not pulled yet")
         return self._snapshot
-
-    @property
-    def layout(self) -> Layout:
-        """Of the broker's parameters."""
-        return self.snapshot.layout
 
     def offered(self) -> dict[str, Array]:
         """Give the model's values, for an offer.
@@ -135,70 +125,11 @@ class Parameters:
         self._snapshot = snapshot
         for parameter, source in self._copied:
             parameter.copy_(source, non_blocking=True)
-        if self._hosts:
+        if self._is_on_gpu:
             torch.cuda.synchronize()
         for _, parameter, _ in self.trained:
             # What a backward pass has saved of the former version must not be taken for this one.
             torch.autograd.graph.increment_version(parameter)
-
-    def gradient(self, place: int, factor: float) -> Array | None:
-        """Look at one parameter's gradient.
-
-        Parameters
-        ----------
-        place : int
-            Of the parameter, in `trained`.
-        factor : float
-            What it is multiplied by.
-
-        Returns
-        -------
-        ndarray or None
-            Of the same memory if `factor` is 1 and it lies on the CPU; None if there is no gradient.
-
-        Raises
-        ------
-        LayoutError
-            If it is sparse.
-        """
-        name, parameter, _ = self.trained[place]
-        gradient = parameter.grad
-        if gradient is None:
-            return None
-        if gradient.layout != torch.strided:
-            raise LayoutError(
-                f"the gradient of {name!r} is sparse, and the broker takes dense ones only: make the layer with "
-                f"sparse=False",
-                leaf=name,
-            )
-        if gradient.device.type != "cpu":
-            host = self._hosts.get(place)
-            if host is None:
-                host = self._hosts[place] = torch.empty_like(gradient, device="cpu", pin_memory=True)
-            host.copy_(gradient, non_blocking=True)
-            torch.cuda.synchronize(gradient.device)
-            gradient = host
-        array = as_array(gradient)
-        return array if factor == 1.0 else array * array.dtype.type(factor)
-
-    def nest(self, gradients: Sequence[Array | None]) -> Any:
-        """Arrange gradients as the broker's parameters are.
-
-        Parameters
-        ----------
-        gradients : sequence of ndarray or None
-            For each of `trained`; None counts as zero.
-
-        Returns
-        -------
-        nest of ndarray
-            For `Worker.push`.
-        """
-        leaves: list[Array | None] = [None] * len(self.layout.leaves)
-        for place, gradient in zip(self._places, gradients, strict=True):
-            leaf = self.layout.leaves[place]
-            leaves[place] = np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) if gradient is None else gradient
-        return self.layout.nest(leaves)
 
     def _bind(self, snapshot: Snapshot) -> Snapshot:
         layout = snapshot.layout
@@ -219,13 +150,12 @@ class Parameters:
                 raise LayoutError(
                     f"the broker trains {leaf.name!r}, which this model has not, or has frozen", leaf=leaf.name
                 )
-        if any(parameter.device.type != "cpu" for _, parameter, _ in self.trained):
+        if self._is_on_gpu:
             snapshot = Snapshot(layout, [_pinned(arena) for arena in snapshot.arenas], snapshot.state, snapshot.like)
         views = layout.views(snapshot.arenas)
-        self._places = [places[name] for name, _, _ in self.trained]
         self._copied = []
-        for place, (_, parameter, _) in zip(self._places, self.trained, strict=True):
-            source = as_tensor(views[place])
+        for name, parameter, _ in self.trained:
+            source = as_tensor(views[places[name]])
             if parameter.device.type == "cpu" and parameter.is_contiguous() and not parameter.is_shared():
                 parameter.data = source
             else:

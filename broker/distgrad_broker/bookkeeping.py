@@ -138,7 +138,7 @@ def restore(state: CoreState, recovered: Recovered, now: float) -> None:
         member.committed = member.queued_bytes
     state.policy.recall(books.policy_memory)
     if state.policy.is_repeatable:
-        state.repeatable = [*books.repeatable, books.incarnation]
+        state.repeatable = books.repeatable if recovered.is_forked else [*books.repeatable, books.incarnation]
     situation = state.situation(now)
     for worker in sorted(state.members.live_ids):
         state.policy.joined(worker, situation)

@@ -275,6 +275,26 @@ def test_parameters_replaced_after_a_restart_are_none_either_after_one_more() ->
     assert third.state.outcomes["superseded"] == 1
 
 
+def test_versions_of_parameters_that_were_replaced_behind_lost_steps_are_not_waited_for() -> None:
+    """Regression, found by simulation: they never came again, and their workers waited for them for ever."""
+    kit = stepped(2, durability=CHECKPOINT)
+    kit.checkpoint()
+    step(kit, 3)
+    kit.written("set", frames_of(LAYOUT, 5.0))
+    shown = list(kit.state.name)
+    assert shown == ["one", 1, 3]
+
+    again = kit.crash(**SYNC, durability=CHECKPOINT)
+    assert again.state.name == State("two", 1, 2)
+    for worker in ("a", "b"):
+        again.greet(worker, session=kit.sessions[worker], lowest=3)
+        again.push(3, worker=worker, base=["one", 0, 2])
+        again.push(4, worker=worker, base=shown)
+    again.work(4)
+
+    assert again.state.outcomes["superseded"] == 4
+
+
 def early_kit() -> tuple[DurableKit, DurableKit]:
     """Crash a broker whose third step was shown and is not on the disk; give it, and the one after it."""
     kit = stepped(2)

@@ -228,6 +228,10 @@ MUTATIONS = [
         "what the policy remembers is forgotten",
         (f"{BROKER}/bookkeeping.py", "    state.policy.recall(books.policy_memory)\n", ""),
     ),
+    _mutation(
+        "versions are waited for that do not come again, as the parameters were replaced behind lost steps",
+        (f"{BROKER}/bookkeeping.py", "books.repeatable if recovered.is_forked else [*", "[*"),
+    ),
     # Sessions
     _mutation(
         "sessions are not in the journal",

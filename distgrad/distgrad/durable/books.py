@@ -292,6 +292,8 @@ class Recovered(NamedTuple):
         Of the records that were carried out.
     skipped : list of (str, int)
         Path and offset of damage in the journal that does not matter: the checkpoint covers what was there.
+    is_forked : bool
+        Whether the versions that the last broker made do not come again, as the parameters were replaced at another.
     """
 
     books: Books
@@ -305,6 +307,7 @@ class Recovered(NamedTuple):
     first_needed: int | None = None
     bytes: int = 0
     skipped: Sequence[tuple[str, int]] = ()
+    is_forked: bool = False
 
     @property
     def vouched(self) -> int:

@@ -115,6 +115,7 @@ def recover(
         None if found is None else first,
         n_bytes,
         reading.skipped,
+        replay.is_forked,
     )
 
 

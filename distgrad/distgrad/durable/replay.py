@@ -65,6 +65,9 @@ class Replay:
         Gradients that were accepted and not decided on, in the order of acceptance.
     executors : set of str
         What the updates were computed by: other ones than today's may round otherwise.
+    is_forked : bool
+        Whether the last broker replaced the parameters after updates that are lost, as without a journal of gradients
+        they may be. Then its versions have other numbers here, and do not come again.
     """
 
     def __init__(self, holder: ParameterHolder, books: Books, until: int | None = None) -> None:
@@ -74,6 +77,7 @@ class Replay:
         self._until = until
         self.pending: Pending = {}
         self.executors: set[str] = set()
+        self.is_forked = False
         self._kinds = {
             "decided": self._decided,
             "began": self._began,
@@ -211,7 +215,9 @@ class Replay:
         books = self.books
         if books.incarnation:
             books.lineage = books.lineage.after(State(books.incarnation, books.generation, self.holder.version))
-            books.repeatable = [*books.repeatable, books.incarnation]
+            if not self.is_forked:
+                books.repeatable = [*books.repeatable, books.incarnation]
+        self.is_forked = False
         books.incarnation = message["incarnation"]
         books.settings = message["settings"]
         books.is_running = message["running"]
@@ -265,6 +271,7 @@ class Replay:
         fill(layout, _cut(layout, payload), arenas)
         self.holder.set_arenas(layout, arenas)
         self.books.repeatable = []
+        self.is_forked = message.get("version", self.holder.version) != self.holder.version
         self.books.generation = message["generation"]
 
     def _absent(self, message: Mapping[str, Any], payload: memoryview) -> None:

@@ -138,6 +138,7 @@ def evict(state: CoreState, member: Member, now: float) -> None:
     if late is not None:
         state.fail(late, RequestError("fenced", superseded(member.worker)))
     state.grants.withdraw(member)
+    sharing.forget(state, member)
     if state.records is not None:
         note_session(state.records, member)
         state.records.add("silent", worker=member.worker)

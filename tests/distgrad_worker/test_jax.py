@@ -339,5 +339,9 @@ def test_a_module_of_flax_nnx_takes_over_what_is_pulled(worker: Worker) -> None:
 
     nnx.update(model, adapter.pull(worker, before))
 
+    state = nnx.state(model, nnx.Param)
+
+    assert same(adapter.pull(worker, before), nnx.to_pure_dict(state))
     assert adapter.leaf_names(before) == ["bias", "kernel"]
+    assert adapter.leaf_names(state) == ["bias.value", "kernel.value"]
     assert np.array_equal(model.kernel[...], before["kernel"] - 1)

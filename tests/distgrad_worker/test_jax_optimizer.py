@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +20,11 @@ import optax
 
 import distgrad
 from distgrad import Admin
-from distgrad.errors import ConfigError, GradientRefused, LayoutError, StateError
+from distgrad.errors import BrokerRestarted, ConfigError, GradientRefused, LayoutError, StateError
 from distgrad_broker import Broker
 from distgrad_worker import Worker
-from distgrad_worker.jax import distributed, pull
+from distgrad_worker.jax import begin, distributed, pull, push
+from support.ports import free_port
 
 START = {"w": np.array([[1.0, -2.0], [0.5, 3.0]], np.float32), "b": np.array([0.1, -0.1], np.float32)}
 
@@ -164,6 +168,41 @@ def test_who_comes_late_first_takes_over_what_there_is(broker: Broker, worker: W
         assert (state.version, state.number) == (1, 1)
 
 
+def test_who_begins_with_the_brokers_parameters_counts_every_batch(broker: Broker, worker: Worker) -> None:
+    worker.initialize({name: value + 1 for name, value in START.items()})
+    with Worker(broker.address, worker_id="late") as late:
+        params, state = begin(late, start())
+        push(worker, params)  # another worker goes on meanwhile
+        worker.flush()
+
+        _, state = distributed(late).update(params, state, params, cursor="batch 0")
+
+    assert (state.version, state.number) == (2, 1)
+    with Worker(broker.address, worker_id="late") as again:
+        assert again.cursor == "batch 0"
+
+
+def test_after_a_restart_the_worker_begins_again_with_what_it_has() -> None:
+    at: dict[str, Any] = {"control": f"127.0.0.1:{free_port()}", "gradients": f"127.0.0.1:{free_port()}"}
+    with contextlib.ExitStack() as stack:
+        with Broker(**at):
+            worker = stack.enter_context(Worker(at["control"], worker_id="w", timeout=20))
+            optimizer = distributed(worker)
+            params, state = begin(worker, start())
+            updates, state = optimizer.update(params, state, params)
+            params = jax.tree_util.tree_map(jnp.ones_like, optax.apply_updates(params, updates))
+        stack.enter_context(Broker(**at))
+        with pytest.raises(BrokerRestarted):
+            optimizer.update(params, state, params)
+
+        params, state = begin(worker, params)
+        updates, state = optimizer.update(params, state, params)
+
+        # What was pushed before the news came is kept, and applied to what was offered.
+        assert same(optax.apply_updates(params, updates), pull(worker, params))
+        assert state.version == state.number - 1
+
+
 def test_without_waiting_the_gradient_comes_in_a_later_update(broker: Broker, worker: Worker) -> None:
     params = start()
     optimizer = distributed(worker, wait=False)
@@ -229,3 +268,30 @@ def test_a_gradient_with_a_missing_leaf_is_told_by_the_update(worker: Worker) ->
 
     with pytest.raises(LayoutError, match="'b' is missing"):
         optimizer.update({"w": jnp.ones((2, 2))}, state, start())
+
+
+def test_the_examples_of_the_documentation_run(worker: Worker) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "jax.md").read_text()
+    whole, chained, trees = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(8, 2)), rng.normal(size=(8, 2))) for _ in range(5)]
+    names: dict[str, Any] = {
+        "optax": optax,
+        "worker": worker,
+        "batches": lambda: batches,
+        "new_parameters": start,
+        "value_and_grad": lambda params, batch: jax.value_and_grad(loss)(params, *batch),
+    }
+
+    exec(compile(whole, "docs/jax.md", "exec"), names)
+    names["train"](worker)
+    assert worker.pull().version == len(batches)
+
+    exec(compile(chained, "docs/jax.md", "exec"), names)
+    trained = train(names["optimizer"], steps=3)
+    assert worker.pull().version == len(batches) + 2, "the first brings what the broker has"
+
+    names |= {"params": start(), "grads": trained, "loss": 0.5}
+    exec(compile(trees, "docs/jax.md", "exec"), names)
+    worker.flush()
+    assert same(pull(worker, trained), jax.tree_util.tree_map(jnp.zeros_like, trained))

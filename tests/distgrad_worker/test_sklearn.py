@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -240,6 +242,17 @@ def test_who_comes_late_begins_with_the_brokers_parameters(worker: Worker, broke
 
     pull(worker, first)
     assert np.abs(flat(newcomer) - flat(first)).max() < 0.01, "one step from there, not from its own beginning"
+
+
+def test_the_example_of_the_documentation_runs(worker: Worker) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "sklearn.md").read_text()
+    [code] = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {"my_parts": lambda: [(X, Y)] * 3}
+
+    exec(compile(code, "docs/sklearn.md", "exec"), names)
+    names["train"](worker)
+
+    assert worker.pull().version == 3
 
 
 # What does not fit

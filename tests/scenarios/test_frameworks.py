@@ -17,11 +17,11 @@ from support import three_frameworks
 from support.broker_process import broker_process
 from support.processes import Process, run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ONE_POINT = 0.01
-TIME_S = 110.0
+TIME_S = 240.0
 
 
 def example(name: str) -> ModuleType:

@@ -13,12 +13,12 @@ EXTRAS := browser flax sklearn torch
 
 PY := $(VENV)/bin/python
 CODE := distgrad/distgrad broker/distgrad_broker worker/distgrad_worker
-CHECKED := $(CODE) tests $(wildcard examples benchmarks deploy/admin deploy/training)
+CHECKED := $(CODE) tests $(wildcard examples benchmarks deploy/admin deploy/training docs/site)
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-extras faults simulate mutations fmt lint types bench bench-peers docs build clean deployment
+.PHONY: help demo test test-slow test-extras faults simulate mutations fmt lint types bench bench-peers docs site build clean deployment
 
 help: ## list the commands
 	@awk 'BEGIN { FS = ":.*## "; print "make demo test ... (ARGS=... goes to the program behind a command)\n" } \
@@ -72,6 +72,10 @@ bench-peers: $(VENV)/.ready-peers ## distgrad beside Ray, torch, MPI and bare fl
 
 docs: $(VENV)/.ready-test ## links, commands, options and examples in the documentation
 	$(PY) -m pytest tests/test_docs.py $(ARGS)
+
+site: $(VENV)/.ready-test,docs ## the documentation as a site in build/site, with a reference made from docstrings
+	$(PY) -m mkdocs build --strict
+	$(PY) -m pytest tests/test_site.py $(ARGS)
 
 deployment: $(VENV)/.ready-test,deploy ## what is in deploy/: linters, schemas, commands on a read-only system
 	$(PY) -m pytest tests/deploy $(ARGS)

@@ -131,9 +131,12 @@ def serve(
             authenticator = Authenticator(context, BrokerKeys.load(config.keys))
             stack.callback(authenticator.close)
         keys = None if authenticator is None else authenticator.keys
-        control = sockets.control_server(context, config.control, keys=keys)
+        # An address without a port means the one that clients without a port ask.
+        control_at = addresses.parse(config.control, addresses.CONTROL_PORT).endpoint
+        gradients_at = addresses.parse(config.gradients, addresses.GRADIENTS_PORT).endpoint
+        control = sockets.control_server(context, control_at, keys=keys)
         stack.callback(control.close)
-        gradients = sockets.gradient_server(context, config.gradients, keys=keys)
+        gradients = sockets.gradient_server(context, gradients_at, keys=keys)
         stack.callback(gradients.close)
         if authenticator is not None:
             authenticator.watch(control, gradients)

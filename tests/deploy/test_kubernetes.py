@@ -55,7 +55,7 @@ def built(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def objects() -> list[Any]:
     """Read the files as they lie there."""
-    names = ("namespace", "broker", "workers", "network")
+    names = ("namespace", "broker", "workers", "metrics", "network")
     return [each for name in names for each in yaml.safe_load_all((DEPLOY / "kubernetes" / f"{name}.yaml").read_text())]
 
 
@@ -69,7 +69,7 @@ def test_what_kustomize_builds_fits_kubernetes_schemas(built: Path) -> None:
     )
 
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert checked.stderr.count("passed for resource") + checked.stdout.count("passed for resource") == 11
+    assert checked.stderr.count("passed for resource") + checked.stdout.count("passed for resource") == 13
 
 
 def test_what_kustomize_builds_has_the_keys_and_the_training(built: Path, folder: Path) -> None:
@@ -92,7 +92,7 @@ def test_git_ignores_the_keys() -> None:
 def test_every_pod_is_restricted(objects: list[Any]) -> None:
     """As the level `restricted` of the Pod Security Standards has it, and a read-only system besides."""
     assert kind(objects, "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    for name in ("StatefulSet", "Job"):
+    for name in ("StatefulSet", "Job", "Deployment"):
         pod = kind(objects, name)["spec"]["template"]["spec"]
         assert pod["automountServiceAccountToken"] is False
         assert pod["securityContext"]["runAsNonRoot"] is True
@@ -129,7 +129,7 @@ def test_selectors_ports_and_names_fit_together(objects: list[Any]) -> None:
 
 
 def test_the_network_policy_lets_in_workers_and_clients_only(objects: list[Any]) -> None:
-    nobody, broker = (each["spec"] for each in objects if each["kind"] == "NetworkPolicy")
+    nobody, broker, _ = (each["spec"] for each in objects if each["kind"] == "NetworkPolicy")
     job = kind(objects, "Job")["spec"]["template"]["metadata"]["labels"]
 
     assert (nobody["podSelector"], nobody["policyTypes"]) == ({}, ["Ingress"])

@@ -15,6 +15,7 @@ from distgrad.config import fields
 from distgrad_broker import command
 from distgrad_broker.broker import Served
 from distgrad_broker.config import BrokerConfig
+from support.processes import Process
 
 
 @pytest.fixture
@@ -109,3 +110,11 @@ def test_help_names_every_setting() -> None:
     text = run("--help")
 
     assert all(field.flag in text for field in fields(BrokerConfig))
+
+
+def test_an_address_without_a_port_means_the_usual_one() -> None:
+    # Loopback addresses that nobody else uses, so that the usual ports are free.
+    with Process("broker", "--control", "127.83.7.1", "--gradients", "127.83.7.2") as broker:
+        found = broker.wait_for_line(r"^distgrad broker control=(\S+) gradients=(\S+)")
+
+        assert found.groups() == ("tcp://127.83.7.1:5556", "tcp://127.83.7.2:5555")

@@ -15,6 +15,7 @@ from benchmarks import (
     bench_push_small,
     bench_readers,
     bench_recovery,
+    bench_slot,
     bench_torch_step,
     harness,
 )
@@ -29,6 +30,7 @@ BENCHMARKS = {
     "readers": bench_readers.measure,
     "recovery": bench_recovery.measure,
     "torch_step": bench_torch_step.measure,
+    "slot": bench_slot.measure,
 }
 
 

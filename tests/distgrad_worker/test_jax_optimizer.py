@@ -251,14 +251,18 @@ def test_an_update_inside_jit_says_where_it_belongs(worker: Worker) -> None:
         jax.jit(lambda g, p: optimizer.update(g, state, p))(start(), start())
 
 
-def test_a_gradient_that_is_refused_is_told_by_the_update(worker: Worker) -> None:
+def test_a_gradient_that_is_refused_changes_nothing_and_is_told(worker: Worker) -> None:
     optimizer = distributed(worker)
     params = start()
     state = optimizer.init(params)
 
-    with pytest.raises(GradientRefused):
-        optimizer.update(jax.tree_util.tree_map(lambda leaf: leaf * np.nan, params), state, params)
+    def update_until_told() -> None:
+        updates, _ = optimizer.update(jax.tree_util.tree_map(lambda leaf: leaf * np.nan, params), state, params)
+        assert not any(np.any(leaf) for leaf in jax.tree_util.tree_leaves(updates))
+        worker.flush()
 
+    with pytest.raises(GradientRefused):
+        update_until_told()
     assert worker.pull().version == 0
 
 

@@ -87,15 +87,16 @@ def distributed(worker: Worker, *, wait: bool = True) -> DistributedTransformati
     worker : Worker
         Connection to the broker.
     wait : bool
-        Whether ``update`` waits until its gradient is settled, so that it is in what is returned. Without, what comes
-        is what the broker's policy lets a pull have: under ``async`` mostly parameters without this gradient.
+        Whether ``update`` waits until its gradient was decided on, so that it is in what is returned if it was applied.
+        Without, what comes is what the broker's policy lets a pull have: under ``async`` mostly parameters without this
+        gradient.
 
     Returns
     -------
     DistributedTransformation
         ``init`` and ``update``. ``update`` takes keywords too: ``value`` (the loss, for display), ``examples`` and
-        ``cursor`` as `Worker.push`; others are ignored. Its errors are those of `push`, `Worker.flush` and `pull`, and
-        `ConfigError` if `params` are not given.
+        ``cursor`` as `Worker.push`; others are ignored. Its errors are those of `push` and `pull`, and `ConfigError`
+        if `params` are not given. A gradient that is refused is told by a later call, or by `Worker.flush`.
 
     Examples
     --------
@@ -126,9 +127,7 @@ def distributed(worker: Worker, *, wait: bool = True) -> DistributedTransformati
         number = state.number
         if state.is_current:
             number = push(worker, updates, loss=value, examples=examples, cursor=cursor)
-            if wait:
-                worker.flush()
-        snapshot = worker.pull()
+        snapshot = worker.pull(own=wait)
         difference = jax.tree_util.tree_map(_difference, as_tree(snapshot, params), params)
         return difference, DistributedState(snapshot.version, number, True)
 

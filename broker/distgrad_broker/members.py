@@ -67,6 +67,8 @@ class Member:
         self.ahead: dict[int, Decided] = {}
         # Whether the current session took numbers over from an earlier incarnation, whose history is lost.
         self.adopted = False
+        # Before that: the last number whose effect is still there, from a checkpoint.
+        self.adopted_behind = 0
         self.sent = 0
         # Highest number that the worker has said it knows to be settled.
         self.known = 0

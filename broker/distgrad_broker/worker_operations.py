@@ -94,6 +94,7 @@ def hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
         "settled": member.settled,
         "queued": member.queued_bytes,
         "adopted": member.adopted,
+        "kept": None if state.settings.data is None else member.adopted_behind if member.adopted else member.accepted,
         "cursor": member.cursor,
         "gradients": state.settings.gradients,
         "host": state.settings.host,
@@ -242,6 +243,7 @@ def leave(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
 def _adopt(state: CoreState, member: Member, settled: int, now: float) -> None:
     """Go on with the numbers of a process that knew an earlier incarnation (PROTOCOL 6)."""
     if settled != member.accepted:
+        member.adopted_behind = member.decided
         updates.drop_queued(state, member)
         member.accepted = member.decided = member.settled = settled
         member.adopted = True

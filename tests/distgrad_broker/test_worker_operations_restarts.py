@@ -230,7 +230,7 @@ def test_without_files_the_numbers_of_a_worker_are_adopted_and_go_on() -> None:
     kit.push(6)
     kit.work()
 
-    assert (header["adopted"], header["accepted"]) == (True, 5)
+    assert (header["adopted"], header["accepted"], header["kept"]) == (True, 5, None)
     member = kit.member()
     assert (member.accepted, member.decided, member.settled, member.ahead, member.queued_bytes) == (6, 6, 6, {}, 0)
 
@@ -249,7 +249,7 @@ def test_with_nothing_but_checkpoints_numbers_behind_the_last_one_are_adopted() 
     again.push(4)
     again.work()
 
-    assert (header["adopted"], header["accepted"], again.member().settled) == (True, 3, 4)
+    assert (header["adopted"], header["accepted"], header["kept"], again.member().settled) == (True, 3, 1, 4)
     assert again.holder.version == 2
 
 

@@ -10,8 +10,10 @@ from distgrad.errors import BrokerRestarted, HistoryLost
 from distgrad_worker.losses import MAX_TRIES, SLOW_BYTES_PER_S, STALL_S, Progress, cost_of_restart
 
 
-def cost(settled: int, accepted: int, *, is_adopted: bool = False, is_durable: bool = True) -> Any:
-    return cost_of_restart("w", settled, accepted, is_adopted=is_adopted, is_durable=is_durable)
+def cost(
+    settled: int, accepted: int, *, is_adopted: bool = False, is_durable: bool = True, kept: int | None = None
+) -> Any:
+    return cost_of_restart("w", settled, accepted, is_adopted=is_adopted, is_durable=is_durable, kept=kept)
 
 
 @pytest.mark.parametrize(("settled", "accepted"), [(0, 0), (5, 5), (5, 9), (0, 3)])
@@ -36,6 +38,24 @@ def test_a_broker_that_adopted_the_numbers_says_what_is_gone() -> None:
     assert isinstance(restarted, BrokerRestarted)
     assert restarted.lost == (1, 5)
     assert restarted.hint is not None
+
+
+@pytest.mark.parametrize(
+    ("settled", "kept", "lost", "told"),
+    [
+        (5, None, (1, 5), "kept nothing on disk: the effect of gradients 1 to 5 of this worker is gone"),
+        (5, 3, (4, 5), "went back to its newest checkpoint: the effect of gradients 4 to 5 of this worker is gone"),
+        (5, 0, (1, 5), "went back to its newest checkpoint: the effect of gradients 1 to 5 of this worker is gone"),
+        (5, 6, None, "went back to its newest checkpoint: it has all that was settled of this worker"),
+    ],
+)
+def test_only_what_no_checkpoint_has_is_told_to_be_gone(
+    settled: int, kept: int | None, lost: tuple[int, int] | None, told: str
+) -> None:
+    restarted = cost(settled, settled, is_adopted=True, is_durable=False, kept=kept)
+
+    assert restarted.lost == lost
+    assert told in str(restarted)
 
 
 def test_a_broker_without_files_before_anything_was_settled_has_lost_nothing() -> None:

@@ -112,7 +112,7 @@ def settles_on_disk(header: Mapping[str, Any]) -> bool:
 
 
 def cost_of_restart(
-    worker_id: str, settled: int, accepted: int, *, is_adopted: bool, is_durable: bool
+    worker_id: str, settled: int, accepted: int, *, is_adopted: bool, is_durable: bool, kept: int | None = None
 ) -> HistoryLost | BrokerRestarted | None:
     """Tell what a restart of the broker has cost a worker (PROTOCOL 6).
 
@@ -128,6 +128,8 @@ def cost_of_restart(
         Whether the new incarnation took the worker's own word for its numbers, for want of any memory.
     is_durable : bool
         Whether it settles only what is on its disk.
+    kept : int, optional
+        The last number whose effect is in the checkpoint that it began with; None if it has no data folder.
 
     Returns
     -------
@@ -142,11 +144,16 @@ def cost_of_restart(
         )
     if is_durable or (not is_adopted and settled > 0):
         return None
+    first = (kept or 0) + 1
+    if first <= settled:
+        what = f"the effect of gradients {first} to {settled} of this worker is gone"
+    else:
+        what = "it has all that was settled of this worker" if settled else "none was settled"
+    source = "kept nothing on disk" if kept is None else "went back to its newest checkpoint"
     error = BrokerRestarted(
         "restarted",
-        "the broker was restarted and kept nothing on disk: "
-        + (f"the effect of gradients 1 to {settled} of this worker is gone" if settled else "none was settled"),
-        hint="initialize() offers parameters again; this error is raised once and the worker can go on",
+        f"the broker was restarted and {source}: {what}",
+        hint="initialize() offers parameters if there are none; this error is raised once and the worker can go on",
     )
-    error.lost = (1, settled) if settled else None
+    error.lost = (first, settled) if first <= settled else None
     return error

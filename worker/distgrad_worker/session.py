@@ -370,7 +370,9 @@ class Session:
         if not is_durable:
             self.window.disown()
         has = int(header["accepted"])
-        cost = cost_of_restart(self.worker_id, settled, has, is_adopted=is_adopted, is_durable=is_durable)
+        cost = cost_of_restart(
+            self.worker_id, settled, has, is_adopted=is_adopted, is_durable=is_durable, kept=header.get("kept")
+        )
         if isinstance(cost, HistoryLost):
             self._end(cost)
         elif cost is not None:

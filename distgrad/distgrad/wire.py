@@ -336,8 +336,10 @@ def parse_state(value: Any) -> State:
         or type(value[0]) is not str
         or type(value[1]) is not int
         or type(value[2]) is not int
+        or value[1] < 0
+        or value[2] < 0
     ):
-        raise MalformedMessage("a state must be [incarnation, generation, version]")
+        raise MalformedMessage("a state must be [incarnation, generation, version], and the numbers at least 0")
     return State(value[0], value[1], value[2])
 
 

@@ -251,15 +251,18 @@ class Core:
                 needed = " or ".join(sorted(operation.roles))
                 raise RequestError("forbidden", f"{op!r} needs a key with role {needed}; this one has {request.role}")
             if nonce is not None:
-                client = waiter.client = (request.user, nonce)
+                client = (request.user, nonce)
             if operation.is_mutating:
+                waiter.client = client  # of others no repeat is recognised
                 if client is not None and self._was_seen(client, waiter, now):
                     return
                 self._check_incarnation(header)
             if state.is_destroyed:
                 raise RequestError("destroyed", "destroy was called; start a new broker")
             if operation.is_mutating and client is not None and waiter.request_id is not None:
-                state.remembered.begin(client, waiter.request_id)
+                forgotten = state.remembered.begin(client, waiter.request_id)
+                if forgotten is not None:
+                    state.forget_request(forgotten)
                 state.under_way[client] = waiter
             operation.handle(state, request, waiter, now)
         except RequestError as error:

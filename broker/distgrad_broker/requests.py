@@ -75,7 +75,7 @@ class RememberedReplies:
             raise RequestError("invalid", f"request {request_id} is older than {last[0]}; ids must rise")
         return True, last[1]
 
-    def begin(self, client: ClientKey, request_id: int) -> None:
+    def begin(self, client: ClientKey, request_id: int) -> ClientKey | None:
         """Note that a request is being carried out, before there is a reply.
 
         Parameters
@@ -84,11 +84,15 @@ class RememberedReplies:
             Who asks.
         request_id : int
             The request.
+
+        Returns
+        -------
+        tuple or None
+            The client that is forgotten for this one, if there are too many.
         """
         self._last[client] = (request_id, None)
         self._last.move_to_end(client)
-        while len(self._last) > MAX_REMEMBERED_CLIENTS:
-            self._last.popitem(last=False)
+        return self._last.popitem(last=False)[0] if len(self._last) > MAX_REMEMBERED_CLIENTS else None
 
     def finish(self, client: ClientKey, request_id: int, header: dict[str, Any]) -> None:
         """Keep the reply to a request, unless a newer request came meanwhile.

@@ -338,12 +338,26 @@ class CoreState:
                 give_up()
                 self.fail(late, RequestError("failed", message))
             else:  # it can ask again, by the same id, and wait on
-                late.on_repeat = begin
+                late.on_repeat, late.give_up = begin, give_up
                 header = self.error_header(late.request_id, RequestError("pending", message))
                 self.effects.append(Reply(late.envelope, header))
 
         if not waiter.is_done:
             begin(now)
+
+    def forget_request(self, client: ClientKey) -> None:
+        """Let go of a request that its client was told to ask for again, and never did.
+
+        Parameters
+        ----------
+        client : tuple
+            That is not remembered any more.
+        """
+        waiter = self.under_way.get(client)
+        if waiter is not None and waiter.on_repeat is not None:
+            waiter.is_done = True
+            waiter.give_up()
+            del self.under_way[client]
 
     @property
     def trouble(self) -> str | None:

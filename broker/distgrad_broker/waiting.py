@@ -24,7 +24,17 @@ class Waiter:
         When it must be answered, in seconds on the shell's clock.
     """
 
-    __slots__ = ("client", "data", "deadline", "envelope", "is_done", "on_deadline", "on_repeat", "request_id")
+    __slots__ = (
+        "client",
+        "data",
+        "deadline",
+        "envelope",
+        "give_up",
+        "is_done",
+        "on_deadline",
+        "on_repeat",
+        "request_id",
+    )
 
     def __init__(self, envelope: Envelope, request_id: int | None, client: ClientKey | None, deadline: float) -> None:
         self.envelope = envelope
@@ -36,6 +46,8 @@ class Waiter:
         self.on_deadline: Any = None
         # Called with the time when its client asks again, after it was told to.
         self.on_repeat: Any = None
+        # Called if it is not to be answered any more.
+        self.give_up: Any = None
 
 
 class Deadlines:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from distgrad_broker import requests
 from distgrad_broker.events import Log, Reply
 from distgrad_broker.state import MAX_DISK_WAIT_S
 from support.core_kit import LAYOUT, Kit, frames_of
@@ -254,6 +255,23 @@ def test_who_asks_again_and_again_while_the_disk_fails_does_not_fill_the_memory(
 
     assert kit.state.records is not None
     assert len(kit.state.records._waiting) < 10
+
+
+def test_clients_that_went_away_while_the_disk_fails_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "MAX_REMEMBERED_CLIENTS", 5)
+    kit = DurableKit()
+    for number in range(50):
+        client = b"client %04d" % number
+        kit.send("hello", worker="w", nonce=b"nonce of w", client=client, id=1)
+        kit.send("configure", settings={"mode": "ascent" if number % 2 else "descent"}, client=client, id=2)
+        kit.wait(MAX_DISK_WAIT_S + 1)
+
+    assert kit.state.records is not None
+    assert len(kit.state.under_way) <= 5
+    assert len(kit.state.records._waiting) <= 5
+    last = kit.send("configure", settings={"mode": "ascent"}, client=client, id=2)
+    kit.write()
+    assert kit.header(last)["ok"]
 
 
 def test_status_tells_how_far_the_disk_is() -> None:

@@ -369,10 +369,8 @@ class Session:
         is_adopted, is_durable = bool(header["adopted"]), settles_on_disk(header)
         if not is_durable:
             self.window.disown()
-        has = int(header["accepted"])
-        cost = cost_of_restart(
-            self.worker_id, settled, has, is_adopted=is_adopted, is_durable=is_durable, kept=header.get("kept")
-        )
+        has, kept = int(header["accepted"]), header.get("kept")
+        cost = cost_of_restart(self.worker_id, settled, has, is_adopted=is_adopted, is_durable=is_durable, kept=kept)
         if isinstance(cost, HistoryLost):
             self._end(cost)
         elif cost is not None:

@@ -9,7 +9,7 @@ TINY ?=
 SEEDS ?= 1000
 FIRST ?= 0
 JOBS ?= 1
-EXTRAS := browser flax sklearn torch
+EXTRAS := browser flax ray sklearn torch
 
 PY := $(VENV)/bin/python
 CODE := distgrad/distgrad broker/distgrad_broker worker/distgrad_worker
@@ -36,6 +36,7 @@ test-slow: $(VENV)/.ready-dev ## only the slow tests: packaging, soaks
 test-extras: $(VENV)/.ready-test $(EXTRAS:%=$(VENV)/.ready-%) ## the tests of adapters to other frameworks, and of the dashboard in a browser, which `make test` may skip
 	$(PY) -m pytest tests/distgrad_worker/test_jax.py tests/distgrad_worker/test_jax_optimizer.py $(ARGS)
 	$(PY) -m pytest tests/distgrad_worker/test_sklearn.py $(ARGS)
+	$(PY) -m pytest tests/distgrad_worker/test_ray.py $(ARGS)
 	$(PY) -m pytest tests/scenarios/test_dashboard_in_a_browser.py $(ARGS)
 	$(PY) -m pytest -m "slow or not slow" $(wildcard tests/distgrad_worker/test_torch*.py) $(ARGS)
 	$(PY) -m pytest -m "slow or not slow" tests/scenarios/test_frameworks.py $(ARGS)

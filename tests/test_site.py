@@ -115,3 +115,11 @@ def test_the_pages_forget_no_command() -> None:
                 forgotten.append(f"{entry.name} {sub}")
 
     assert forgotten == []
+
+
+def test_every_page_with_a_program_has_a_test_that_reads_it() -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__))
+    pages = [page for page in (ROOT / "docs").rglob("*.md") if "\n```python\n" in page.read_text()]
+
+    assert len(pages) > 5
+    assert [page.name for page in pages if page.name not in tests] == []

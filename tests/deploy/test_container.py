@@ -165,3 +165,29 @@ def test_composes_commands_are_distgrads(tmp_path: Path) -> None:
         "admin.pub", "broker.key", "health.pub", "worker.pub",
     ]  # fmt: skip
     assert (tmp_path / "worker" / "worker.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_prometheus_asks_where_metrics_are_served() -> None:
+    yaml = pytest.importorskip("yaml", reason="needs the extra deploy")
+    services = compose()["services"]
+    [job] = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    [target] = job["static_configs"][0]["targets"]
+    name, port = target.split(":")
+
+    assert f"--listen=0.0.0.0:{port}" in services[name]["command"]
+    assert set(services[name]["networks"]) & set(services["prometheus"]["networks"])
+    # What Grafana shows is provided, and where it looks for it.
+    provider = yaml.safe_load((DEPLOY / "grafana" / "provisioning" / "dashboards" / "distgrad.yaml").read_text())
+    folder = provider["providers"][0]["options"]["path"]
+    assert any(f":{folder}/" in volume for volume in services["grafana"]["volumes"])
+
+
+def test_the_images_metrics_answer_with_the_key_that_may_only_read(image: tuple[str, Process]) -> None:
+    address, process = image
+    enter = ("nsenter", "--target", str(process.pid), "--mount", "--")
+    words = ["metrics", address, "--keys=/mnt/health.key", "--once"]
+
+    told = subprocess.run([*enter, *DISTGRAD, *words], capture_output=True, text=True, timeout=60, cwd="/", check=False)
+
+    assert told.returncode == 0, told.stderr
+    assert "# TYPE distgrad_" in told.stdout

@@ -137,6 +137,8 @@ def test_the_network_policy_lets_in_workers_and_clients_only(objects: list[Any])
     assert workers["from"] == [{"podSelector": {"matchLabels": job}}]
     assert [port["port"] for port in workers["ports"]] == ["control", "gradients"]
     assert [port["port"] for port in clients["ports"]] == ["control"]
+    metrics = kind(objects, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert clients["from"][0]["podSelector"]["matchLabels"].items() <= metrics.items()
 
 
 def test_the_commands_in_the_pods_are_distgrads(objects: list[Any]) -> None:

@@ -87,12 +87,23 @@ class Launch:
 
     Leaving the with-block ends the workers, then the broker, gently.
 
-    Attributes
+    Parameters
     ----------
     broker : ray.actor.ActorHandle or None
         The broker's actor; None if the broker was running already.
+    address : str or None
+        That broker's address then.
     workers : list of ray.actor.ActorHandle
         The workers' actors, by rank.
+    runs : list of ray.ObjectRef
+        What they will have returned.
+    admin : mapping of str to str
+        The admin's key file, by name.
+
+    Attributes
+    ----------
+    broker, workers
+        The actors.
     """
 
     def __init__(self, broker: Any, address: str | None, workers: list[Any], runs: list[Any], admin: Files) -> None:

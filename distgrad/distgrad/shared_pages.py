@@ -28,14 +28,12 @@ from numpy.typing import NDArray
 _NAME = "distgrad-"
 _FD_LINK = "/memfd:{} (deleted)"
 
-if sys.platform == "linux":
-    import fcntl
-
-    _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-    # Not in Python's modules. Linux 5.1: mappings that exist may be written to, new ones may not.
-    _F_SEAL_FUTURE_WRITE = 0x10
-    # Linux 5.14: have the pages now, or an error; not a signal when they are first touched.
-    _MADV_POPULATE_WRITE = 23
+# F_SEAL_SEAL, F_SEAL_SHRINK and F_SEAL_GROW, and two that Python's modules lack.
+_SEALS = 0x1 | 0x2 | 0x4
+# Linux 5.1: mappings that exist may be written to, new ones may not.
+_F_SEAL_FUTURE_WRITE = 0x10
+# Linux 5.14: have the pages now, or an error; not a signal when they are first touched.
+_MADV_POPULATE_WRITE = 23
 
 _lock = threading.Lock()
 
@@ -91,6 +89,8 @@ class SharedPages:
     def __init__(self, size: int, *, is_read_only: bool = False) -> None:
         if sys.platform != "linux":
             raise Unavailable("memory is shared on Linux only")
+        import fcntl  # which Windows lacks
+
         name = _NAME + secrets.token_hex(16)
         fd = -1
         try:
@@ -134,6 +134,10 @@ def attach(address: Address, *, writes: bool) -> NDArray[np.uint8]:
     Unavailable
         If it is not there, not of this host, or not what it should be.
     """
+    if sys.platform != "linux":
+        raise Unavailable("memory is shared on Linux only")
+    import fcntl  # which Windows lacks
+
     pid, fd, name, size = address
     if not name.startswith(_NAME) or not name.isprintable() or "/" in name or size < 1:
         raise Unavailable("this is no address of shared memory")

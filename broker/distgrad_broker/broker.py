@@ -31,6 +31,7 @@ from distgrad_broker.core_settings import CoreSettings
 from distgrad_broker.data import open_data
 from distgrad_broker.events import Log, SaveParameters, ShutdownAsked
 from distgrad_broker.files import FileThread
+from distgrad_broker.hooks import Hooks, load
 from distgrad_broker.loop import Loop
 from distgrad_broker.requests import RequestError
 from distgrad_broker.shared_slots import SharedSlots
@@ -71,6 +72,7 @@ def serve(
     policy: Policy | None = None,
     parameters: Any = None,
     disk: Disk | None = None,
+    hooks: object = None,
 ) -> None:
     """Run a broker on this thread until it is shut down or destroyed.
 
@@ -88,6 +90,8 @@ def serve(
         Instead of the configuration's file.
     disk : Disk, optional
         Where the data folder is; by default on this machine.
+    hooks : object, optional
+        Is told what happens, instead of the configuration's.
 
     Raises
     ------
@@ -102,6 +106,8 @@ def serve(
         from distgrad.parameter_files import as_nest, read  # only who loads a file needs safetensors
 
         parameters = as_nest(read(config.load))
+    if hooks is None and config.hooks is not None:
+        hooks = load(config.hooks)
     if config.save is not None:
         from distgrad.parameter_files import check_suffix
 
@@ -162,8 +168,17 @@ def serve(
         files = FileThread(settings.save_path, lambda event: loop.post(event), None if data is None else data.writer)
         core.state.slots = slots = SharedSlots()
         gradient_channel = GradientChannel(gradients, role_of, keeps_frames=core.state.records is not None, slots=slots)
-        loop = Loop(core, ControlChannel(control, role_of), gradient_channel, authenticator, files, _log)
+        told = Hooks(hooks, lambda event: loop.post(event)) if hooks is not None else None
+
+        def on_log(line: Log) -> None:
+            _log(line)
+            if told is not None:
+                told.tell(line)
+
+        loop = Loop(core, ControlChannel(control, role_of), gradient_channel, authenticator, files, on_log)
         stack.callback(loop.close)
+        if told is not None:
+            stack.callback(told.close)
         stack.callback(files.close)
         if authenticator is None and not _is_private(control.endpoint, gradients.endpoint):
             log.event(_LOGGER, logging.WARNING, "no keys: anybody who reaches this address can change the parameters")
@@ -204,6 +219,8 @@ class Broker:
         When a gradient counts, such as ``distgrad.policies.Synchronous(quorum=3)``, or its name. It is copied.
     parameters : nest of ndarray, optional
         Parameters to start with.
+    hooks : object or str, optional
+        Is told what happens, by methods such as ``on_worker_lost`` (`distgrad_broker.hooks`), on a thread of its own.
     **settings : object
         Fields of `BrokerConfig`. The addresses default to free ports on loopback.
 
@@ -227,8 +244,12 @@ class Broker:
         optimizer: Rule | str | None = None,
         policy: Policy | str | None = None,
         parameters: Any = None,
+        hooks: Any = None,
         **settings: Any,
     ) -> None:
+        if isinstance(hooks, str):
+            settings["hooks"], hooks = hooks, None
+        self._hooks = hooks
         if isinstance(policy, str):
             settings["policy"] = policy
         elif policy is not None and any(name in settings for name in POLICY_SETTINGS):
@@ -317,7 +338,14 @@ class Broker:
 
     def _run(self) -> None:
         try:
-            serve(self.config, self._take, rule=self._rule, policy=self._policy, parameters=self._parameters)
+            serve(
+                self.config,
+                self._take,
+                rule=self._rule,
+                policy=self._policy,
+                parameters=self._parameters,
+                hooks=self._hooks,
+            )
         # The one place of this thread that catches everything: the owner is told by start or close.
         except BaseException as error:
             self._failure = error

@@ -129,6 +129,9 @@ class BrokerConfig:
     workers_silent_after: float = setting(
         30.0, unit="seconds", above=0, help="Take a worker for gone after this long without a sign of life."
     )
+    hooks: str | None = setting(
+        None, help="Your code that is told what happens: module:object, with methods such as on_worker_lost."
+    )
     keys: Path | None = setting(None, help="Folder made by `distgrad keys`: admit only its keys, and encrypt.")
     insecure: bool = setting(False, help="Allow other than loopback addresses without keys.")
     stopped: bool = setting(False, help="Begin with the updater stopped.")

@@ -38,6 +38,7 @@ from distgrad_broker.events import (
     BadRequestReceived,
     Effect,
     Event,
+    HooksCounted,
     MessageRejected,
     RequestReceived,
     SaveEnded,
@@ -200,6 +201,8 @@ class Core:
         elif type(event) is BadRequestReceived:
             self._count(event.code)
             state.fail(Waiter(event.envelope, None, None, now), RequestError(event.code, event.message))
+        elif type(event) is HooksCounted:
+            state.hooks = event
         elif type(event) is SaveEnded:
             saving.end_save(state, event)
         elif type(event) is ShutdownAsked:

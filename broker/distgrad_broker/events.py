@@ -68,6 +68,14 @@ class SaveEnded(NamedTuple):
     error: str | None
 
 
+class HooksCounted(NamedTuple):
+    """How often users' hooks were called, how many of the calls failed, and what was dropped as they are too slow."""
+
+    called: int
+    failed: int
+    dropped: int
+
+
 class ShutdownAsked(NamedTuple):
     """The process is to end: accept nothing new, apply what is queued."""
 
@@ -83,6 +91,7 @@ Event = (
     | RecordsWritten
     | CheckpointEnded
     | DiskTroubled
+    | HooksCounted
     | ShutdownAsked
 )
 

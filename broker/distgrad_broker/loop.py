@@ -32,6 +32,7 @@ from distgrad_broker.channels import ControlChannel, GradientChannel
 from distgrad_broker.core import Core
 from distgrad_broker.events import (
     Effect,
+    HooksCounted,
     Log,
     MessageRejected,
     Reply,
@@ -94,7 +95,7 @@ class Files(Protocol):
         ...
 
 
-Posted = SaveEnded | RecordsWritten | CheckpointEnded | DiskTroubled | ShutdownAsked
+Posted = SaveEnded | RecordsWritten | CheckpointEnded | DiskTroubled | HooksCounted | ShutdownAsked
 
 
 class Loop:

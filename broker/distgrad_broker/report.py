@@ -66,6 +66,7 @@ def describe(state: CoreState, now: float) -> dict[str, Any]:
         "snapshots_revoked": versions.revoked,
         "waiting_pulls": len(state.pulls),
         "durability": state.durability,
+        "hooks": None if state.hooks is None else state.hooks._asdict(),
         "disk": _disk(state, now),
     }
 

@@ -143,16 +143,15 @@ def _settle(state: CoreState, member: Member, charge: int, refusal: GradientRefu
 
 
 def _count_refusal(state: CoreState, member: Member, number: int, refusal: GradientRefused) -> None:
-    """Count a refusal, and log the first of a worker; the worker is told when the number is settled."""
-    if member.refused == 0:
-        state.log(
-            logging.WARNING,
-            "gradient refused",
-            worker=member.worker,
-            number=number,
-            reason=refusal.reason,
-            leaf=refusal.leaf,
-        )
+    """Count a refusal, and log it, the first of a worker aloud; the worker is told when the number is settled."""
+    state.log(
+        logging.DEBUG if member.refused else logging.WARNING,
+        "gradient refused",
+        worker=member.worker,
+        number=number,
+        reason=refusal.reason,
+        leaf=refusal.leaf,
+    )
     member.refused += 1
     state.refused[refusal.reason] += 1
 

@@ -16,7 +16,7 @@ from distgrad.policies import Held, Policy, Situation, Weighing
 from distgrad.wire import PROTOCOL_VERSION, Gradient, State, charge
 from distgrad_broker.checkpoint_memory import Checkpoints
 from distgrad_broker.core_settings import JOURNAL, NONE, CoreSettings
-from distgrad_broker.events import Effect, Log, Reply
+from distgrad_broker.events import Effect, HooksCounted, Log, Reply
 from distgrad_broker.grants import Grants
 from distgrad_broker.holds import Hold
 from distgrad_broker.members import Member, Members
@@ -64,8 +64,7 @@ class CoreState:
         self.drain_left = 0
         self.queue: deque[Gradient] = deque()
         self.queued_bytes = 0
-        # By accepted gradients, since this broker began.
-        self.received_bytes = 0
+        self.received_bytes = 0  # by accepted gradients, since this broker began
         # How many gradients were 0, 1, 2-3, 4-7, ... updates old when their turn came, since this broker began.
         self.staleness = [0] * STALENESS_CLASSES
         self.staleness_sum = 0
@@ -85,6 +84,7 @@ class CoreState:
         self.unsettled: deque[tuple[int, Member, int, GradientRefused | None]] = deque()
         self.checkpoints = Checkpoints()
         self.disk_trouble: str | None = None
+        self.hooks: HooksCounted | None = None  # until something was told to users' hooks
         self.remembered = RememberedReplies()
         # Mutating requests that wait for their replies, by client.
         self.under_way: dict[ClientKey, Waiter] = {}

@@ -64,6 +64,7 @@ _OTHERS = (
     Metric("gradients_total", "counter", "Gradients by what became of them.", ""),
     Metric("staleness", "histogram", "How many updates old gradients were when their turn came.", ""),
     Metric("disk_trouble", "gauge", "1 while the disk does not take what is to be settled.", ""),
+    Metric("hooks_total", "counter", "Calls of the user's hooks, those that failed, and what was dropped.", ""),
     Metric("worker_live", "gauge", "1 while its lease runs.", ""),
 )
 ALL = (*_OTHERS, *_BROKER, *_BROKER_BY_REASON, *_DISK, *_WORKER)
@@ -128,6 +129,8 @@ def _broker(status: Mapping[str, Any]) -> dict[str, list[Sample]]:
         metric.name: [("", {"reason": reason}, count) for reason, count in sorted(status[metric.key].items())]
         for metric in _BROKER_BY_REASON
     }
+    hooks = status.get("hooks") or {}
+    told["hooks_total"] = [("", {"outcome": outcome}, count) for outcome, count in hooks.items()]
     disk = status.get("disk")
     if disk is not None:
         told["disk_trouble"] = [("", {}, disk["trouble"] is not None)]

@@ -16,7 +16,8 @@ import builtins, ctypes, sys
 
 for name in ("fcntl", "grp", "pwd", "resource", "termios", "_posixshmem"):
     sys.modules[name] = None
-sys.modules["jax"] = sys.modules["ray"] = None  # what they need themselves is for them to say
+for name in ("jax", "ray", "torch"):
+    sys.modules[name] = None  # what these need themselves is for them to say
 
 def no_shared_memory(event, arguments):
     if event in ("open", "os.listdir", "os.mkdir", "os.remove") and str(arguments[0]).startswith("/dev/shm"):
@@ -44,7 +45,7 @@ for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             importlib.import_module(module.name)
         except ModuleNotFoundError as error:
             # Extras need not be installed.
-            extras = ("jax", "matplotlib", "numba", "ray", "sklearn", "starlette", "textual", "uvicorn")
+            extras = ("jax", "matplotlib", "numba", "ray", "sklearn", "starlette", "textual", "torch", "uvicorn")
             if error.name.partition(".")[0] not in extras:
                 raise
 """

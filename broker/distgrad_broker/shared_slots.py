@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from distgrad.codec import slot_arenas, slot_bytes
 from distgrad.layout import Layout
 from distgrad.shared_pages import Unavailable, address_of, attach
@@ -59,7 +61,7 @@ class SharedSlots:
         if slot not in slots and len(slots) >= MAX_SLOTS:
             raise Unavailable(f"a worker shares at most {MAX_SLOTS} slots")
         arenas = slot_arenas(layout, attach(found, writes=False))
-        slots[slot] = [arena.data.cast("B") for arena in arenas if arena.size]
+        slots[slot] = [arena.view(np.uint8).data for arena in arenas if arena.size]
         self._slots[worker] = (session, slots)
         return sorted(slots)
 

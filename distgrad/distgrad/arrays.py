@@ -12,7 +12,9 @@ from numpy.typing import DTypeLike, NDArray
 
 from .errors import LayoutError
 
-TRAINABLE = ("float16", "float32", "float64")
+BFLOAT16 = "bfloat16"
+"""The one dtype that NumPy has not itself: it comes with ``ml_dtypes``, the extra ``bfloat16``."""
+TRAINABLE = (BFLOAT16, "float16", "float32", "float64")
 """Dtypes that an update changes, in the order of their arenas."""
 DTYPES = (*TRAINABLE, "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 """Every dtype that is carried, in the order of the arenas."""
@@ -21,7 +23,52 @@ SMALL_BYTES = 64 * 1024
 """Up to here a call costs more than the copying that it does."""
 
 _ALIGNMENT, _PAGE, _LARGE_BYTES = 64, 4096, 1 << 20
-_CARRIED = {dtype: dtype for dtype in map(np.dtype, DTYPES)}  # longlong and int64 are equal, but two objects
+_CARRIED = {dtype: dtype for dtype in map(np.dtype, DTYPES[1:])}  # longlong and int64 are equal, but two objects
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    """Find a dtype by its name.
+
+    Parameters
+    ----------
+    name : str
+        One of `DTYPES`.
+
+    Returns
+    -------
+    dtype
+        In native byte order.
+
+    Raises
+    ------
+    LayoutError
+        If it is bfloat16, and ``ml_dtypes`` is not installed.
+    """
+    if name != BFLOAT16:
+        return np.dtype(name)
+    try:
+        import ml_dtypes  # only who has such parameters pays for it
+    except ImportError as error:
+        raise LayoutError("bfloat16 parameters need the extra: pip install 'distgrad[bfloat16]'") from error
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
+
+
+def largest(dtype: np.dtype[Any]) -> float:
+    """Give the largest finite number of a dtype.
+
+    Parameters
+    ----------
+    dtype : dtype
+        One of `TRAINABLE`.
+
+    Returns
+    -------
+    float
+        The number.
+    """
+    # That of bfloat16, which `numpy.finfo` does not know, has float32's exponent and seven bits behind the point.
+    return (2 - 2**-7) * 2.0**127 if dtype.name == BFLOAT16 else float(np.finfo(dtype).max)
 
 
 def carried_dtype(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
@@ -37,7 +84,8 @@ def carried_dtype(dtype: np.dtype[Any]) -> np.dtype[Any] | None:
     dtype or None
         One of `DTYPES` in native byte order, always the same object; ``None`` if it is not carried.
     """
-    return _CARRIED.get(dtype.newbyteorder("="))
+    found = _CARRIED.get(dtype.newbyteorder("="))
+    return dtype_of(BFLOAT16) if found is None and dtype.name == BFLOAT16 else found
 
 
 def aligned_empty(size: int, dtype: DTypeLike) -> NDArray[Any]:

@@ -1,7 +1,7 @@
 """Update rules with NumPy alone, block by block, so that what is between two steps stays in the cache.
 
 The formulas are in `distgrad.rules`, in the same order of operations as `distgrad.kernels`. This
-is what runs where numba is not installed, and always for float16, which is computed in float32.
+is what runs where numba is not installed, and always for float16 and bfloat16, which are computed in float32.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def bits_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     Parameters
     ----------
     dtype : dtype
-        float16, float32 or float64.
+        One of `arrays.TRAINABLE`.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def sign_mask(dtype: np.dtype[Any]) -> Array:
     Parameters
     ----------
     dtype : dtype
-        float16, float32 or float64.
+        One of `arrays.TRAINABLE`.
 
     Returns
     -------
@@ -80,7 +80,7 @@ def kernel(name: str, dtype: np.dtype[Any]) -> Kernel:
     name : str
         A kernel of `distgrad.rules`.
     dtype : dtype
-        float16, float32 or float64.
+        One of `arrays.TRAINABLE`.
 
     Returns
     -------

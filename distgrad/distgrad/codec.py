@@ -48,7 +48,7 @@ def encode(
             if arena.size:
                 parts.append(arena.tobytes())
         else:
-            data = arena.data.cast("B")
+            data = arena.view(np.uint8).data  # a buffer of bfloat16 cannot be cast
             parts += [data[start : start + PART_BYTES] for start in range(0, data.nbytes, PART_BYTES)]
     return parts
 
@@ -169,7 +169,7 @@ def fill(layout: Layout, parts: Sequence[Any], arenas: Sequence[np.ndarray[Any, 
     if first + len(parts) > len(places):
         raise GradientRefused("too_large", f"this layout has {len(places)} parts, got {first + len(parts)}")
     for part, (arena, start, stop) in zip(parts, places[first:], strict=False):
-        target = arenas[arena][start:stop].data.cast("B")
+        target = arenas[arena][start:stop].view(np.uint8).data
         if len(part) != len(target):
             reason = "truncated" if len(part) < len(target) else "too_large"
             raise GradientRefused(reason, f"a part must be {len(target)} bytes here, got {len(part)}")

@@ -89,14 +89,14 @@ class Executor:
         name : str
             A kernel of `distgrad.rules`.
         dtype : dtype
-            float16, float32 or float64. float16 always runs on NumPy, with float32 between.
+            One of `arrays.TRAINABLE`. Those of 16 bits always run on NumPy, with float32 between.
 
         Returns
         -------
         Kernel
             Its functions, compiled.
         """
-        if dtype == np.float16 or self.kind == "numpy":
+        if dtype.itemsize == 2 or self.kind == "numpy":
             return blocked.kernel(name, dtype)
         assert self._compiler is not None
         return self._compiler.kernel(name, dtype)

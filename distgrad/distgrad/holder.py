@@ -55,7 +55,7 @@ class ParameterHolder:
     rule : Rule or None
         The rule.
     state : dict of str to list of ndarray
-        The rule's state: for each slot an array per trainable arena (float32 for float16).
+        The rule's state: for each slot an array per trainable arena (float32 for 16 bits).
     """
 
     def __init__(

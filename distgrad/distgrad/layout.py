@@ -85,7 +85,7 @@ class Layout:
 
     def __init__(self, structure: Structure, specs: Sequence[Spec]) -> None:
         present = {dtype for _, _, dtype in specs}
-        order = [dtype for dtype in map(np.dtype, DTYPES) if dtype in present]
+        order = sorted(present, key=lambda dtype: DTYPES.index(dtype.name))
         arena_of = {dtype: number for number, dtype in enumerate(order)}
         filled = [0] * len(order)
         leaves = []

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import msgpack
 import numpy as np
 
-from .arrays import DTYPES
+from .arrays import DTYPES, dtype_of
 from .errors import LayoutError, MalformedMessage
 from .nests import MAX_DEPTH, Container, Structure, join
 
@@ -115,7 +115,7 @@ def _checked_spec(entry: Any) -> Spec:
         raise ValueError("a shape is an array of integers")
     if math.prod(max(length, 1) for length in shape) > _MAX_BYTES // 8:
         raise ValueError("a leaf is too large")
-    return name, tuple(shape), np.dtype(dtype)
+    return name, tuple(shape), dtype_of(dtype)
 
 
 def _to_wire(structure: Structure) -> Any:

@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from distgrad.arrays import BFLOAT16, dtype_of
 from distgrad.errors import CheckpointError, ConfigError
 from distgrad.layout import Layout
 
@@ -152,11 +153,18 @@ def _write_safetensors(path: Path, arrays: Mapping[str, Array]) -> None:
 
 
 def _read_safetensors(path: Path) -> dict[str, Array]:
-    return dict(safetensors.numpy.load_file(path))
+    try:
+        return dict(safetensors.numpy.load_file(path))
+    except TypeError:
+        dtype_of(BFLOAT16)  # safetensors asks NumPy for it by name, and NumPy knows it from now on
+        return dict(safetensors.numpy.load_file(path))
 
 
 def _write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
     # Not numpy.savez: it takes names as keyword arguments, so that a leaf called "file" breaks it.
+    for name, array in arrays.items():
+        if array.dtype.name == BFLOAT16:
+            raise CheckpointError(f"cannot write {name!r}: .npz has no bfloat16; write .safetensors")
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             with archive.open(name + ".npy", "w", force_zip64=True) as entry:

@@ -50,12 +50,12 @@ class Reduction:
         covers : sequence of Cover
             At least one gradient, each laid over the trainable arenas.
         weights : sequence of float
-            One for each; they are rounded to the type that sums are made in, float32 for float16 and float32.
+            One for each; they are rounded to the type that sums are made in, float32 but for float64.
 
         Returns
         -------
         list of ndarray, 1-D
-            For each trainable arena ``((w0 g0) + w1 g1) + …``, each product and sum rounded once; float16 is summed in
+            For each trainable arena ``((w0 g0) + w1 g1) + …``, each product and sum rounded once; 16 bits are summed in
             float32. A weight of 1 leaves its gradient as it is. What is too large becomes infinite. The arrays are
             written to again by the next call.
         """

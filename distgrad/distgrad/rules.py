@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import DTypeLike
 
+from .arrays import largest
 from .errors import ConfigError
 
 _LARGEST_LR = 1e30  # float32 must hold it
@@ -44,10 +45,10 @@ def state_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     Returns
     -------
     dtype
-        float32 for float16 parameters, otherwise the same type.
+        float32 for parameters of 16 bits, otherwise the same type.
     """
     dtype = np.dtype(dtype)
-    return np.dtype(np.float32) if dtype == np.float16 else dtype
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
 
 def plain_numbers(sign: float) -> tuple[float, ...]:
@@ -137,8 +138,8 @@ class Rule:
         float
             At most the largest finite number of the type. Decaying parameters have as much room again.
         """
-        own = float(np.finfo(dtype).max)
-        return min(own, self._limit(own, float(np.finfo(state_dtype(dtype)).max)))
+        own = largest(np.dtype(dtype))
+        return min(own, self._limit(own, largest(state_dtype(dtype))))
 
     def settings(self) -> dict[str, float | bool]:
         """List the rule's numbers.

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import largest
 from .blocked import Kernel, bits_dtype, sign_mask
 from .errors import GradientRefused
 from .executor import CHUNK_BYTES, Executor
@@ -74,7 +75,7 @@ def make_plans(
     numbers = plain_numbers(sign) if rule is None else rule.numbers(sign, step)
     plans = []
     for arena, spec in enumerate(layout.arenas[: layout.n_trainable_arenas]):
-        largest = float(np.finfo(spec.dtype).max) if rule is None else rule.limit(spec.dtype)
+        limit = largest(spec.dtype) if rule is None else rule.limit(spec.dtype)
         segments = _segments(storage, arena)
         kernel = executor.kernel("step" if rule is None else rule.kernel, spec.dtype)
         split = executor.splits(kernel, layout.gradient_bytes)
@@ -83,7 +84,7 @@ def make_plans(
                 kernel=kernel,
                 numbers=np.array(numbers, state_dtype(spec.dtype)),
                 word=sign_mask(spec.dtype),
-                limit=int(np.array(largest, spec.dtype).view(bits_dtype(spec.dtype))),
+                limit=int(np.array(limit, spec.dtype).view(bits_dtype(spec.dtype))),
                 state=[arrays[arena] for arrays in state],
                 dtype=spec.dtype,
                 size=spec.size,
@@ -277,8 +278,8 @@ def refusal(layout: Layout, plans: Sequence[Plan], covered: Cover) -> GradientRe
                     where = f"gradient of {leaf.name!r}" if leaf.name else "gradient"
                     if not np.isfinite(value):
                         return GradientRefused("not_finite", f"{where} holds {value}", leaf=leaf.name)
-                    largest = float(np.array(plan.limit, plan.word.dtype).view(plan.dtype))
-                    text = f"{where} holds {value:.3g}; the rule's state can take {largest:.3g} at most"
+                    most = float(np.array(plan.limit, plan.word.dtype).view(plan.dtype))
+                    text = f"{where} holds {value:.3g}; the rule's state can take {most:.3g} at most"
                     return GradientRefused("overflow", text, leaf=leaf.name)
     raise AssertionError("a refused gradient has a bad element")
 

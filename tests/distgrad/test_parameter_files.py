@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as np_st
 
 from distgrad import parameter_files
+from distgrad.arrays import BFLOAT16, dtype_of
 from distgrad.errors import CheckpointError, ConfigError
 from distgrad.layout import DTYPES, Layout
 
 SUFFIXES = [".safetensors", ".npz"]
-BF16_HEADER = b'{"a":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
+F8_HEADER = b'{"a":{"dtype":"F8_E4M3","shape":[4],"data_offsets":[0,4]}}'
 
 Point = namedtuple("Point", ["x", "y"])
 
@@ -32,10 +35,12 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype_comes_back(path: Path, dtype: str) -> None:
+    if dtype == BFLOAT16 and path.suffix == ".npz":
+        pytest.skip("refused, see below")
     nest = {
-        "scalar": np.ones((), dtype),
-        "empty": np.zeros((0, 3), dtype),
-        "grid": np.arange(6).reshape(2, 3).astype(dtype),
+        "scalar": np.ones((), dtype_of(dtype)),
+        "empty": np.zeros((0, 3), dtype_of(dtype)),
+        "grid": np.arange(6).reshape(2, 3).astype(dtype_of(dtype)),
     }
 
     parameter_files.write(path, nest)
@@ -46,6 +51,23 @@ def test_every_dtype_comes_back(path: Path, dtype: str) -> None:
         assert found[name].dtype == array.dtype
         assert found[name].shape == array.shape
         np.testing.assert_array_equal(found[name], array)
+
+
+def test_bfloat16_is_refused_for_npz_which_would_lose_its_type(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"'w': \.npz has no bfloat16; write \.safetensors"):
+        parameter_files.write(tmp_path / "p.npz", {"w": np.ones(2, dtype_of(BFLOAT16))})
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bfloat16_is_read_by_a_process_that_has_not_met_it_before(tmp_path: Path) -> None:
+    path = tmp_path / "p.safetensors"
+    parameter_files.write(path, {"w": np.ones(2, dtype_of(BFLOAT16))})
+    code = f"from distgrad import parameter_files; print(parameter_files.read({str(path)!r})['w'].dtype)"
+
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert ended.stdout == "bfloat16\n"
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -238,7 +260,7 @@ def test_a_missing_file_is_one_clear_line(path: Path) -> None:
         b"PK\x03\x04",
         b"x" * 100,
         b"\xff" * 8 + b"{}",
-        len(BF16_HEADER).to_bytes(8, "little") + BF16_HEADER + bytes(4),
+        len(F8_HEADER).to_bytes(8, "little") + F8_HEADER + bytes(4),
     ],
 )
 def test_a_damaged_file_is_one_clear_line(path: Path, content: bytes) -> None:

@@ -9,18 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distgrad.arrays import TRAINABLE, dtype_of
 from distgrad.errors import GradientRefused, NoParameters
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad.reduction import BLOCK
 from distgrad.rules import Adam
 
-DTYPES = (np.float16, np.float32, np.float64)
+DTYPES = tuple(map(dtype_of, TRAINABLE))
 
 
 def reference(gradients: list[np.ndarray[Any, Any]], weights: list[float]) -> np.ndarray[Any, Any]:
     """Add up as the documentation says, one whole array after the other."""
-    wide = np.float32 if gradients[0].dtype == np.float16 else gradients[0].dtype.type
+    wide = np.float32 if gradients[0].dtype.itemsize == 2 else gradients[0].dtype.type
     total = gradients[0].astype(wide) * wide(weights[0])
     for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
         total = total + gradient.astype(wide) * wide(weight)
@@ -28,7 +29,7 @@ def reference(gradients: list[np.ndarray[Any, Any]], weights: list[float]) -> np
         return total.astype(gradients[0].dtype)
 
 
-def holder_of(*sizes: tuple[type, int], threads: int = 1, executor: str = "numpy") -> ParameterHolder:
+def holder_of(*sizes: tuple[Any, int], threads: int = 1, executor: str = "numpy") -> ParameterHolder:
     holder = ParameterHolder(threads=threads, executor=executor)
     holder.set_nest([np.zeros(size, dtype) for dtype, size in sizes])
     return holder

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distgrad.arrays import TRAINABLE, dtype_of
 from distgrad.errors import ConfigError
 from distgrad.rules import RULES, SGD, Adam, AdamW, Rule, rule_from_settings, state_dtype
 
@@ -116,11 +117,12 @@ def test_adams_corrections_tend_to_one() -> None:
         (Adam(), "float32", 0.5 * float(np.finfo("f4").max) ** 0.5),
         (AdamW(), "float64", 0.5 * float(np.finfo("f8").max) ** 0.5),
         (Adam(), "float16", 65504.0),
+        (SGD(lr=0.01), dtype_of("bfloat16"), 255 * 2.0**120),
     ],
 )
-def test_the_limit_is_what_the_state_can_hold(rule: Rule, dtype: str, limit: float) -> None:
+def test_the_limit_is_what_the_state_can_hold(rule: Rule, dtype: Any, limit: float) -> None:
     assert rule.limit(dtype) == pytest.approx(limit, rel=1e-6)
 
 
-def test_float16_keeps_float32_state() -> None:
-    assert [state_dtype(dtype).name for dtype in ("float16", "float32", "float64")] == ["float32", "float32", "float64"]
+def test_sixteen_bits_keep_float32_state() -> None:
+    assert [state_dtype(dtype_of(name)).name for name in TRAINABLE] == ["float32", "float32", "float32", "float64"]

@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from distgrad.arrays import dtype_of
 from distgrad.layout import DTYPES
 
 
@@ -22,7 +23,7 @@ def arrays(dtypes: tuple[str, ...] = DTYPES) -> st.SearchStrategy[np.ndarray[Any
     """Make small arrays, empty and 0-d ones included, with numbers that are exact in every dtype."""
     shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
     return st.tuples(shapes, st.sampled_from(dtypes), st.integers(0, 2**32 - 1)).map(
-        lambda drawn: np.random.default_rng(drawn[2]).integers(0, 2, drawn[0]).astype(drawn[1])
+        lambda drawn: np.random.default_rng(drawn[2]).integers(0, 2, drawn[0]).astype(dtype_of(drawn[1]))
     )
 
 

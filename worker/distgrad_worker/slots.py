@@ -62,7 +62,7 @@ class SlotMemory:
             except Unavailable:
                 pass
         self.arenas = slot_arenas(layout, lasting_empty(size, np.uint8) if memory is None else memory)
-        bytes_of = [arena.data.cast("B") for arena in self.arenas if arena.size]
+        bytes_of = [arena.view(np.uint8).data for arena in self.arenas if arena.size]
         self.parts = [data[at : at + PART_BYTES] for data in bytes_of for at in range(0, len(data), PART_BYTES)]
         # The gradient in it: unsettled if its number is more than what is settled.
         self.number = 0

@@ -40,6 +40,7 @@ _JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 _ALIGNMENT = 64
 _BEGINNING = re.compile(rb'\{"__metadata__":\{"format":"distgrad checkpoint (\d{1,9})","checksum":"([0-9a-f]{16})"')
 _DTYPES = {
+    "bfloat16": "BF16",
     "float16": "F16",
     "float32": "F32",
     "float64": "F64",

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from distgrad import parameter_files
+from distgrad.arrays import dtype_of
 from distgrad.durable.checkpoint_file import read_checkpoint
 from distgrad.durable.checkpoint_header import Checkpoint, stored_names
 from distgrad.durable.disk import OsDisk
@@ -32,7 +33,7 @@ DISK = OsDisk()
 Point = namedtuple("Point", ["x", "y"])
 
 MIXED = {
-    **{dtype: np.arange(7).reshape(7, 1).astype(dtype) for dtype in DTYPES},
+    **{dtype: np.arange(7).reshape(7, 1).astype(dtype_of(dtype)) for dtype in DTYPES},
     "zero-d": np.array(2.5, np.float32),
     "empty": np.zeros((3, 0, 2), np.float32),
     "no half": np.zeros(0, np.uint16),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distgrad.arrays import BFLOAT16, dtype_of
 from distgrad.errors import LayoutError
 
 Array = np.ndarray[Any, Any]
@@ -80,7 +81,7 @@ def as_array(tensor: torch.Tensor) -> Array:
         array: Array = tensor.numpy()
         return array
     bits: Array = tensor.view(torch.int16).numpy()
-    return bits.view(_bfloat16())
+    return bits.view(dtype_of(BFLOAT16))
 
 
 def as_tensor(array: Array) -> torch.Tensor:
@@ -96,15 +97,6 @@ def as_tensor(array: Array) -> torch.Tensor:
     Tensor
         Of the same memory, shape and type.
     """
-    if array.dtype.name != "bfloat16":
+    if array.dtype.name != BFLOAT16:
         return torch.from_numpy(array)
     return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-
-
-def _bfloat16() -> np.dtype[Any]:
-    try:
-        import ml_dtypes
-    except ImportError as error:
-        raise LayoutError("bfloat16 needs the extra: pip install 'distgrad[bfloat16]'") from error
-    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return dtype

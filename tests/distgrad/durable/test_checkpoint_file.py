@@ -17,13 +17,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from distgrad import parameter_files
-from distgrad.arrays import dtype_of
+from distgrad.arrays import TRAINABLE, dtype_of
 from distgrad.durable.checkpoint_file import read_checkpoint
 from distgrad.durable.checkpoint_header import Checkpoint, stored_names
 from distgrad.durable.disk import OsDisk
 from distgrad.holder import ParameterHolder
 from distgrad.layout import DTYPES, Layout
-from distgrad.rules import Adam
+from distgrad.rules import Adam, state_dtype
 from support import random_nests
 from support.checkpoints import checkpoint_of, content, random_bits, write
 
@@ -76,12 +76,12 @@ def test_safetensors_opens_it_and_finds_every_leaf_under_its_own_name(path: str)
     assert {"layer.0.w", "layer.1.x", "zero-d", "bool"} <= leaves.keys()
     for name, leaf in leaves.items():
         assert_same(stored[name], leaf)
-    trained = [name for name, leaf in leaves.items() if leaf.dtype.kind == "f"]
+    trained = [name for name, leaf in leaves.items() if leaf.dtype.name in TRAINABLE]
     assert stored.keys() == leaves.keys() | {f"optimizer:exp_avg:{name}" for name in trained}
     for name in trained:
         state = stored[f"optimizer:exp_avg:{name}"]
         assert state.shape == leaves[name].shape
-        assert state.dtype == (np.float32 if leaves[name].dtype == np.float16 else leaves[name].dtype)
+        assert state.dtype == state_dtype(leaves[name].dtype)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])

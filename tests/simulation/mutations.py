@@ -35,14 +35,15 @@ class Edit(NamedTuple):
 
 
 class Mutation(NamedTuple):
-    """A fault."""
+    """A fault, and the test of crashes that finds it if seeds do so too seldom."""
 
     name: str
     edits: tuple[Edit, ...]
+    crash_test: str | None = None
 
 
-def _mutation(name: str, *edits: tuple[str, str, str]) -> Mutation:
-    return Mutation(name, tuple(Edit(*edit) for edit in edits))
+def _mutation(name: str, *edits: tuple[str, str, str], crash_test: str | None = None) -> Mutation:
+    return Mutation(name, tuple(Edit(*edit) for edit in edits), crash_test)
 
 
 MUTATIONS = [
@@ -152,7 +153,7 @@ MUTATIONS = [
     ),
     _mutation(
         "the same file is synced again after an error",
-        (f"{DURABLE}/journal.py", "            self._give_up(segment)\n            raise", "            raise"),
+        (f"{DURABLE}/journal.py", "            self._give_up()\n            raise", "            raise"),
     ),
     _mutation(
         "a checkpoint is written before the journal that it covers",
@@ -177,7 +178,13 @@ MUTATIONS = [
     ),
     _mutation(
         "what a dead process did not sync is taken for durable",
-        (f"{DURABLE}/journal.py", "first = min(reading.synced + 1, next_sequence)", "first = next_sequence"),
+        (
+            f"{DURABLE}/journal.py",
+            "first = min(max(reading.synced, vouched) + 1, next_sequence)",
+            "first = next_sequence",
+        ),
+        # Where nothing has failed before, cutting the old segment off syncs it.
+        crash_test="tests/distgrad/durable/test_journal_crashes.py",
     ),
     # Recovery
     _mutation(
@@ -280,10 +287,14 @@ def run(mutation: Mutation, copy: Path, *, first: int, seeds: int, seconds: floa
         (copy / path).write_text(text)
     folders = [*(copy / package for package in PACKAGES), ROOT / "tests"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders)), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "simulation.run", "--lines=0", f"--seeds={seeds}"]
+    if mutation.crash_test is None:
+        command = ["-m", "simulation.run", "--lines=0", f"--seeds={seeds}", f"--first={first}", f"--seconds={seconds}"]
+    else:
+        command = ["-m", "pytest", "-qx", "-n0", "-p", "no:cacheprovider", mutation.crash_test]
     try:
         child = subprocess.run(
-            [*command, f"--first={first}", f"--seconds={seconds}"],
+            [sys.executable, *command],
+            cwd=ROOT,
             env=environment,
             capture_output=True,
             text=True,
@@ -295,6 +306,9 @@ def run(mutation: Mutation, copy: Path, *, first: int, seeds: int, seconds: floa
     finally:
         for path, text in originals.items():
             (copy / path).write_text(text)
+    if mutation.crash_test is not None:
+        tests = re.search(r"^FAILED (\S+)", child.stdout, re.MULTILINE)
+        return f"NOT FOUND by {mutation.crash_test}" if tests is None else f"found by {tests[1]}"
     failed = re.search(r"^seed (\d+) failed: (.*)", child.stdout, re.MULTILINE)
     if failed is not None:
         return f"found by seed {failed[1]}: {failed[2][:100]}"

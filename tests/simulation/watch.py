@@ -224,9 +224,11 @@ class Watch:
         found = [
             snapshot for snapshot in self.snapshots[1:] if (snapshot.sequence, snapshot.version) == recovered.checkpoint
         ]
-        own = {name: book.decided for name, book in recovered.books.members.items()}
+        # There may be several of the same name: what was decided in between tells them apart.
+        own = {name: (book.decided, set(book.ahead)) for name, book in recovered.books.members.items()}
         for snapshot in reversed(found):
-            if all(worker.decided == own.get(name, 0) for name, worker in snapshot.reference.workers.items()):
+            workers = snapshot.reference.workers.items()
+            if all((worker.decided, set(worker.ahead)) == own.get(name, (0, set())) for name, worker in workers):
                 if snapshot.ticket < self.durable_ticket:
                     break
                 return snapshot.reference.copy(), snapshot.sequence

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from support.processes import DISTGRAD, Process
+from support.processes import DISTGRAD, Process, clean_environment
 from support.sandbox import ROOM, sandboxed
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -62,6 +62,37 @@ def test_what_the_image_copies_is_there_and_not_ignored() -> None:
 
     assert copied == kept
     assert all((DEPLOY.parent / name).exists() for name in copied)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_the_image_copies_is_enough_to_install_it(tmp_path: Path) -> None:
+    """The first stage, in a folder: the same files, the same commands."""
+    source, target = tmp_path / "source", tmp_path / "distgrad"
+    source.mkdir()
+    for name in re.findall(r"^!(\S+)$", (DEPLOY / "Dockerfile.dockerignore").read_text(), re.MULTILINE):
+        path = DEPLOY.parent / name
+        if path.is_dir():
+            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, source / name)
+    text = DOCKERFILE.replace("\\\n", " ")
+    runs = re.findall(r"^RUN (.*/opt/distgrad.*)$", text.partition("\nFROM python:${PYTHON}\n")[0], re.MULTILINE)
+    assert len(runs) == 2
+    for command in runs:
+        local = command.replace("/opt/distgrad", str(target)).replace("${EXTRAS}", "fast")
+        local = re.sub(r"^python ", f"{sys.executable} ", local)
+        environment = clean_environment(PIP_CONSTRAINT=str(source / "constraints.txt"))
+        done = subprocess.run(
+            ["sh", "-c", local], capture_output=True, text=True, timeout=500, cwd=source, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    told = subprocess.run([str(target / "bin" / "distgrad"), "doctor"], capture_output=True, text=True, check=False)
+
+    assert "ok       kernels: numba" in told.stdout, told.stdout + told.stderr
+    # Compiled beforehand: the system is read-only when it runs.
+    assert list((target / "lib").rglob("distgrad/__pycache__/keys.*.pyc"))
 
 
 @pytest.fixture

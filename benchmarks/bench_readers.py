@@ -43,7 +43,7 @@ def worker(connection: Connection, address: str, size: int) -> None:
 
 
 def slow_reader(connection: Connection, address: str, pause_s: float) -> None:
-    with Reader(address) as reader:
+    with Reader(address, shares_memory=False) as reader:
         while True:
             # Revoked, if it was too slow for the updates: it begins again.
             with contextlib.suppress(SnapshotRevoked):
@@ -53,7 +53,7 @@ def slow_reader(connection: Connection, address: str, pause_s: float) -> None:
 
 
 def busy_reader(connection: Connection, address: str) -> None:
-    with Reader(address) as reader:
+    with Reader(address, shares_memory=False) as reader:
         connection.send("ready")
         while True:
             with contextlib.suppress(SnapshotRevoked):
@@ -72,7 +72,7 @@ def measure(*, tiny: bool) -> list[dict[str, Any]]:
         for number in range(rounds):
             alone.append(child.run(count) / count)
             if number == 0:
-                with Reader(broker.address) as reader:
+                with Reader(broker.address, shares_memory=False) as reader:
                     reader.get()  # so that the peak without them knows pulls
                 child.run(count)
                 peak_alone = broker.peak_bytes()

@@ -28,7 +28,7 @@ FOLLOWING = """
 import sys
 from distgrad import Reader
 
-with Reader(sys.argv[1]) as reader:
+with Reader(sys.argv[1], shares_memory=False) as reader:
     for snapshot in reader.follow(reuse=True):
         print("version", snapshot.version, flush=True)
 """

@@ -145,6 +145,7 @@ def _train(console: Console, workers: int, logs: Path) -> tuple[list[Point], lis
         if address is None:
             raise _failed(console, "the broker", broker, broker_log)
         console.print(f"broker at {address}, {workers} workers", soft_wrap=True)
+        console.print(f"look on from another terminal: distgrad top {address}", soft_wrap=True)
         # No restarts: what fails in a demo is to be seen, not worked around.
         options = ("--processes", str(workers), "--id", "worker", "--max-restarts", "0")
         training = stack.enter_context(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +90,8 @@ def metrics(address: str, keys: Path | None, listen: str, once: bool) -> None:
             return
         with MetricsServer(watcher, place) as server:
             click.echo(f"distgrad metrics {server.url}")
-            server.serve_forever()
+            with contextlib.suppress(KeyboardInterrupt):
+                server.serve_forever()
 
 
 def _print_links(watch: str, control: str | None) -> None:
@@ -106,6 +108,6 @@ def _extra(module: str, extra: str) -> Any:
         if (error.name or "").startswith("distgrad"):
             raise
         raise ConfigError(
-            f"`distgrad {extra}` needs the module {error.name!r}, which is missing",
+            f"`distgrad {extra}` needs the module {(error.name or module).partition('.')[0]!r}, which is missing",
             hint=f"pip install 'distgrad[{extra}]'",
         ) from error

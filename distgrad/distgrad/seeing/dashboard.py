@@ -14,6 +14,7 @@ import ipaddress
 import json
 import math
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
@@ -130,7 +131,7 @@ class Dashboard:
         try:
             return self._watcher.look()
         except DistgradError as error:  # refused from the first look on; the page says why
-            return self._watcher.history.miss(0.0, str(error))
+            return self._watcher.history.miss(time.time(), str(error))
 
     async def _tell(self) -> None:
         async with self._changed:

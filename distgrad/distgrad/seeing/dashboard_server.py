@@ -73,7 +73,8 @@ class DashboardServer:
 
     def run(self) -> None:
         """Serve until a signal, or `stop`."""
-        asyncio.run(self._serve())
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it once more when all is closed
+            asyncio.run(self._serve())
 
     def stop(self) -> None:
         """End `run`, from any thread."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from distgrad.admin import Admin
-from distgrad.errors import BrokerUnreachable, DistgradError
+from distgrad.errors import DistgradError
 from distgrad.seeing.history import History, Sight
 
 if TYPE_CHECKING:
@@ -75,20 +75,18 @@ class Watcher:
         Returns
         -------
         Sight
-            With `Sight.error` set if no answer came in time.
+            With `Sight.error` set if there was no answer, or a refusal.
 
         Raises
         ------
         DistgradError
-            If the broker refuses: the key is of no use for looking on.
+            If that is so from the first look on.
         """
         with self._lock:
             try:
                 status, workers = self._eyes.status(), self._eyes.workers()
-            except BrokerUnreachable as error:
-                return self.history.miss(self._clock(), str(error))
             except DistgradError as error:
-                if self.history.sight.status:
-                    return self.history.miss(self._clock(), str(error))  # it ends, or is another one by now
-                raise
+                if not self.history.sight.status:
+                    raise  # what is wrong from the beginning is the address, or the key
+                return self.history.miss(self._clock(), str(error))
             return self.history.add(self._clock(), status, workers)

@@ -180,6 +180,7 @@ class LocalBooks:
         gradient = Gradient()
         gradient.frame = pack(header)
         gradient.is_inline = False
+        gradient.slot = None
         gradient.parts = early_parts(content) if layout is None else encode(layout, content)
         gradient.size = sum(map(len, gradient.parts))
         self._records.gradient(gradient)

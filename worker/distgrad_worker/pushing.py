@@ -250,6 +250,13 @@ class Slot:
     Its arrays hold whatever was there before: all of each has to be written. They must not be touched after the block:
     the gradient may not have been read yet.
 
+    Parameters
+    ----------
+    pusher : Pusher
+        Of the worker.
+    puller : Puller
+        Likewise.
+
     Attributes
     ----------
     loss, examples, cursor, base_version : object

@@ -273,10 +273,14 @@ class Worker:
 
         Parameters
         ----------
-        gradients, **details : nest of ndarray, object
-            As for `push`: `loss`, `examples`, `cursor`, `base_version`.
-        out, copy : Snapshot, bool
+        gradients : nest of ndarray
+            As for `push`.
+        out : Snapshot, optional
             As for `pull`.
+        copy : bool
+            As for `pull`.
+        **details : object
+            As for `push`: `loss`, `examples`, `cursor`, `base_version`.
 
         Returns
         -------

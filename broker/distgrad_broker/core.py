@@ -254,9 +254,8 @@ class Core:
                 needed = " or ".join(sorted(operation.roles))
                 raise RequestError("forbidden", f"{op!r} needs a key with role {needed}; this one has {request.role}")
             if nonce is not None:
-                client = (request.user, nonce)
+                client = waiter.client = (request.user, nonce)
             if operation.is_mutating:
-                waiter.client = client  # of others no repeat is recognised
                 if client is not None and self._was_seen(client, waiter, now):
                     return
                 self._check_incarnation(header)

@@ -334,8 +334,8 @@ class CoreState:
 
         def tell(late: Waiter, _: float) -> None:
             message = f"it was done, but is not on the disk yet: {self.trouble or 'the disk is slow'}"
-            if late.client is None:
-                give_up()
+            if late.client is None or self.under_way.get(late.client) is not late:
+                give_up()  # no repeat of it would be recognised
                 self.fail(late, RequestError("failed", message))
             else:  # it can ask again, by the same id, and wait on
                 late.on_repeat, late.give_up = begin, give_up

@@ -20,7 +20,11 @@ from support.processes import DISTGRAD, Process, clean_environment
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("configuration", "operations", "replay", "seeing", "howto")
 # These need a terminal, or an extra; their own tests run them (tests/distgrad/seeing).
-ELSEWHERE = {"distgrad top 127.0.0.1:5556", "distgrad dashboard 127.0.0.1:5556"}
+ELSEWHERE = {
+    "distgrad top 127.0.0.1:5556",
+    "distgrad dashboard 127.0.0.1:5556",
+    "distgrad broker --hooks alerts:Alerts",
+}
 PUSHES = """
 import numpy as np
 from distgrad_worker import Worker

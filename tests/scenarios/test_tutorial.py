@@ -48,6 +48,8 @@ class Stage:
             self.broker.wait_for_line(r"control=\S+")
         else:
             assert program in ("distgrad", "python"), f"how is {program} to be run?"
+            if words[0] == "doctor" and "--data" in words and self.broker is not None:
+                self.broker.wait()  # it was told to end, and has its ports for some seconds more
             command = [*(DISTGRAD if program == "distgrad" else (sys.executable,)), *words]
             done = subprocess.run(
                 [*self.prefixes[host], *command],

@@ -41,7 +41,7 @@ _RULE = ("--optimizer", "adam", "--lr", "0.0005")
 _LOOK_EVERY_S = 0.02
 _READY_WITHIN_S = 60.0
 _ANSWER_WITHIN_S = 10.0
-_END_WITHIN_S = 15.0  # more than workers take to deliver what they pushed
+_END_WITHIN_S = 40.0  # more than workers take to deliver what they pushed
 _LOG_LINES = 15  # shown of a process that failed
 
 _READY = re.compile(r"control=(?P<control>\S+) gradients=\S+")

@@ -26,7 +26,7 @@ OF_NOTHING, OF_DISK = 0.5, 0.8
 
 def worker(connection: Connection, address: str, size: int) -> None:
     gradient = np.full(size, 1e-3, DTYPE)
-    with Worker(address) as ours:
+    with Worker(address, shares_memory=False) as ours:
         ours.initialize(np.zeros(size, DTYPE))
 
         def run(count: int) -> None:

@@ -132,12 +132,12 @@ class InSlot(OwnIncluded):
     def buffer(self) -> Array:
         """Give the slot's array."""
         self._slot = self._worker.slot()
-        array: Array = self._slot.__enter__()
+        array: Array = self._slot.open()
         return array
 
     def exchange(self) -> Array:
         """Return what holds all that was pushed."""
-        self._slot.__exit__(None, None, None)
+        self._slot.push()
         self._snapshot = self._worker.pull(own=True, copy=False)
         parameters: Array = self._snapshot.parameters
         return parameters

@@ -158,15 +158,15 @@ def serve(
             host=host_name(),
         )
         versions = Versions(holder, None if settings.host is None else SharedArenas())
+        slots = None if settings.host is None else SharedSlots()
         weighing = config.weighing() if data is None else data.weighing
         recovered = None if data is None else data.recovered
         try:
-            core = Core(settings, versions, policy, weighing, recovered=recovered, now=time.monotonic())
+            core = Core(settings, versions, policy, weighing, slots=slots, recovered=recovered, now=time.monotonic())
         except RequestError as error:
             raise ConfigError(error.message) from error
         role_of = None if authenticator is None else authenticator.role_of
         files = FileThread(settings.save_path, lambda event: loop.post(event), None if data is None else data.writer)
-        core.state.slots = slots = SharedSlots()
         gradient_channel = GradientChannel(gradients, role_of, keeps_frames=core.state.records is not None, slots=slots)
         told = Hooks(hooks, lambda event: loop.post(event)) if hooks is not None else None
 

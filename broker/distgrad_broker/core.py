@@ -48,6 +48,7 @@ from distgrad_broker.events import (
     WorkDue,
 )
 from distgrad_broker.requests import ClientKey, RequestError
+from distgrad_broker.shared_slots import SharedSlots
 from distgrad_broker.state import CoreState
 from distgrad_broker.versions import Versions
 from distgrad_broker.waiting import Waiter
@@ -71,6 +72,8 @@ class Core:
         When a gradient counts; from now on the core's alone.
     weighing : Weighing, optional
         How the gradients of a step are combined; by default their mean.
+    slots : SharedSlots, optional
+        Where workers on this host leave gradients; without, nothing is shared.
     recovered : Recovered, optional
         What an earlier broker left behind, beside the parameters.
     now : float
@@ -91,11 +94,13 @@ class Core:
         policy: Policy,
         weighing: Weighing | None = None,
         *,
+        slots: SharedSlots | None = None,
         recovered: Recovered | None = None,
         now: float = 0.0,
     ) -> None:
         policy.check(settings.max_workers)
         self.state = state = CoreState(settings, versions, policy, weighing or Weighing())
+        state.slots = slots
         if recovered is not None:
             bookkeeping.restore(state, recovered, now)
         if versions.layout is not None:

@@ -45,7 +45,7 @@ def accept(state: CoreState, gradient: Gradient, now: float) -> None:
         member.repeated += 1
         state.dropped["repeated"] += 1
         return
-    if gradient.slot is not None and not is_known(gradient):
+    if not is_known(gradient):
         _miss(state, member, "slot", now)
         return
     if state.is_closing or state.is_destroyed:

@@ -30,14 +30,14 @@ def may_lease(state: CoreState, worker: str | None, user: str | None) -> bool:
     return member is not None and member.user == user
 
 
-def lease(state: CoreState, worker: str | None, now: float) -> str | None:
+def lease(state: CoreState, worker: str, now: float) -> str | None:
     """Lease the current version to a worker, instead of what it had.
 
     Parameters
     ----------
     state : CoreState
         The core's memory.
-    worker : str or None
+    worker : str
         The id.
     now : float
         Seconds on the shell's clock.
@@ -47,8 +47,6 @@ def lease(state: CoreState, worker: str | None, now: float) -> str | None:
     str or None
         The token; None if too many versions are being read: it has to copy.
     """
-    if worker is None:
-        return None
     end(state, worker)
     hold = state.versions.lease(now)
     if hold is None:

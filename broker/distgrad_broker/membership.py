@@ -133,7 +133,6 @@ def evict(state: CoreState, member: Member, now: float) -> None:
         Seconds on the shell's clock.
     """
     was_live, late = member.state == LIVE, member.waiting
-    sharing.forget(state, member)
     state.members.evict(member)
     if late is not None:
         state.fail(late, RequestError("fenced", superseded(member.worker)))

@@ -37,11 +37,11 @@ class PullWait:
         Whether the worker waits for that under every policy.
     is_near : bool
         Whether its client may be told where shared memory is.
-    leases : bool
-        Whether it will read there for a while.
+    lessee : str or None
+        The worker that will read there for a while.
     """
 
-    __slots__ = ("have", "is_near", "leases", "newer_than", "own", "pushed", "queued_at", "waits_since", "worker")
+    __slots__ = ("have", "is_near", "lessee", "newer_than", "own", "pushed", "queued_at", "waits_since", "worker")
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class PullWait:
         *,
         own: bool,
         is_near: bool,
-        leases: bool,
+        lessee: str | None,
     ) -> None:
         self.newer_than = newer_than
         self.have = have
@@ -60,7 +60,7 @@ class PullWait:
         self.pushed = pushed
         self.own = own
         self.is_near = is_near
-        self.leases = leases
+        self.lessee = lessee
         # Since when it waits for its turn to read a large version, if it does, and since when its predecessor did.
         self.queued_at: float | None = None
         self.waits_since: float | None = None
@@ -97,10 +97,11 @@ def get(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) 
     pushed: int = field(header, "pushed", int, 0, low=0)
     host: str | None = field(header, "host", str, None)
     is_near = host is not None and host == state.settings.host
-    leases = is_near and field(header, "lease", bool, False) and leasing.may_lease(state, worker, request.user)
+    wants_lease = is_near and field(header, "lease", bool, False)
+    lessee = worker if wants_lease and leasing.may_lease(state, worker, request.user) else None
     known = None if newer_than is None else parse_state(newer_than)
     own: bool = field(header, "own", bool, False)
-    wanted = PullWait(known, have, worker, pushed, own=own, is_near=is_near, leases=leases)
+    wanted = PullWait(known, have, worker, pushed, own=own, is_near=is_near, lessee=lessee)
     if state.versions.layout is None:
         raise RequestError("no_parameters", "no parameters were set yet; use set, or initialize from a worker")
     key = waiter.client or waiter.envelope
@@ -196,7 +197,7 @@ def _serve(state: CoreState, key: Any, waiter: Waiter, now: float) -> None:
         places, small = shared
         state.pulls.pop(key, None)
         sends_layout = wanted.have != layout.fingerprint
-        token = leasing.lease(state, wanted.worker, now) if wanted.leases else None
+        token = None if wanted.lessee is None else leasing.lease(state, wanted.lessee, now)
         answer = {**_UNCHANGED, "unchanged": False, "layout": sends_layout, "places": places, "token": token}
         state.answer(waiter, answer, [layout.to_frame(), *small] if sends_layout else small)
         return

@@ -14,11 +14,10 @@ import numpy as np
 from distgrad.codec import slot_arenas, slot_bytes
 from distgrad.layout import Layout
 from distgrad.shared_pages import Unavailable, address_of, attach
-from distgrad.wire import MIN_CHARGE_BYTES, Gradient
+from distgrad.wire import Gradient, charge
 
 # A worker uses far fewer; each costs a mapping.
 MAX_SLOTS = 64
-_UNKNOWN = -1
 
 
 class SharedSlots:
@@ -76,7 +75,7 @@ class SharedSlots:
         self._slots.pop(worker, None)
 
     def find(self, gradient: Gradient) -> None:
-        """Give a gradient the parts that lie in its slot, or None for them if the slot is not known.
+        """Give a gradient the parts that lie in its slot; it has none if the slot is not known (see `is_known`).
 
         Parameters
         ----------
@@ -84,13 +83,10 @@ class SharedSlots:
             With a slot; its header was checked.
         """
         session, slots = self._slots.get(gradient.worker, ("", {}))
-        parts = slots.get(gradient.slot) if session == gradient.session and gradient.slot is not None else None
-        if parts is None:
-            gradient.slot = _UNKNOWN
-            return
-        gradient.parts = parts
-        gradient.size = size = sum(map(len, parts))
-        gradient.charge = max(size, MIN_CHARGE_BYTES)
+        if session == gradient.session and gradient.slot in slots:
+            gradient.parts = slots[gradient.slot]
+            gradient.size = sum(map(len, gradient.parts))
+            gradient.charge = charge(gradient.size)
 
 
 def is_known(gradient: Gradient) -> bool:
@@ -99,11 +95,11 @@ def is_known(gradient: Gradient) -> bool:
     Parameters
     ----------
     gradient : Gradient
-        After `SharedSlots.find`, if it has a slot.
+        From a channel, which has called `SharedSlots.find`.
 
     Returns
     -------
     bool
         False if it lies in a slot that the broker does not know: it has to be sent.
     """
-    return gradient.slot != _UNKNOWN
+    return gradient.slot is None or bool(gradient.parts)

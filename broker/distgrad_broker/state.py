@@ -50,7 +50,7 @@ class CoreState:
     def __init__(self, settings: CoreSettings, versions: Versions, policy: Policy, weighing: Weighing) -> None:
         self.settings = settings
         self.versions = versions
-        # Shared with workers on this host; None if nothing is.
+        # Where workers on this host leave gradients; None if nothing is shared.
         self.slots: SharedSlots | None = None
         # By worker: the version that it computes on where it is.
         self.leases: dict[str, Hold] = {}

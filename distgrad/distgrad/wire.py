@@ -85,7 +85,7 @@ class Gradient:
     is_inline : bool
         Whether the payload came within the header's frame.
     slot : int or None
-        The slot of shared memory that the payload lies in; `parts` are then views of it, or None if it is not known.
+        The slot of shared memory that the payload lies in; `parts` are then views of it, and empty if it is not known.
     frame : bytes
         The header's frame; set only where there is a journal to keep it in.
     sequence : int

@@ -166,6 +166,28 @@ def test_an_exception_in_the_block_pushes_nothing_and_the_slot_is_free_again() -
         assert (worker.pull().parameters["w"] == -1).all()
 
 
+def test_a_slot_that_the_broker_could_not_be_told_of_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C, or a broker that is away, in the middle of `share` gives the slot back, however often."""
+    with Broker() as broker, Worker(broker.address) as worker:
+        worker.initialize({"w": np.zeros(8 << 20, np.float32)})
+        with monkeypatch.context() as patch:
+
+            def interrupted(*_: object) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr("distgrad_worker.pushing.Pusher._share", interrupted)
+            for _ in range(MIN_SLOTS + 1):
+                with pytest.raises(KeyboardInterrupt):
+                    worker.slot().open()
+
+        slot = worker.slot()
+        slot.open()["w"][:] = 1
+        assert slot.push() == 1
+        with pytest.raises(StateError, match="not open"):
+            slot.push()
+        worker.flush()
+
+
 def test_slots_within_slots_are_refused_before_they_wait_for_ever() -> None:
     with Broker() as broker, Worker(broker.address) as worker, ExitStack() as stack:
         worker.initialize({"w": np.zeros(8 << 20, np.float32)})

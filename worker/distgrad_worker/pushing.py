@@ -165,7 +165,11 @@ class Pusher:
                     session.awaited.remove(first)
             assert slot is not None  # waited for
         if slot.pages is not None and slot.index not in session.shared and self._shares:
-            self._share(slot)
+            try:
+                self._share(slot)
+            except BaseException:
+                self._slots.give_back(slot)
+                raise
         return slot
 
     def give_back(self, slot: SlotMemory) -> None:
@@ -276,7 +280,21 @@ class Slot:
         self._memory: SlotMemory | None = None
         self._layout: Layout | None = None
 
-    def __enter__(self) -> Any:
+    def open(self) -> Any:
+        """Take the memory; `push` or `drop` must follow. The with-block does both.
+
+        Returns
+        -------
+        nest of ndarray
+            An array for each trained leaf, None for the others.
+
+        Raises
+        ------
+        StateError
+            If it was opened before, or all slots are in use by callers.
+        DistgradError
+            As `Worker.push`.
+        """
         if self._memory is not None or self.number is not None:
             raise StateError("a slot is used once; call worker.slot() again")
         layout = self._layout = self._pusher.layout()
@@ -289,19 +307,40 @@ class Slot:
         ]
         return layout.nest(leaves, self._puller.like_of(layout))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        memory, layout, self._memory = self._memory, self._layout, None
+    def push(self) -> int:
+        """Push what was written; errors are those of `Worker.push`.
+
+        Returns
+        -------
+        int
+            The gradient's number.
+        """
+        memory, layout = self._memory, self._layout
         if memory is None or layout is None:
-            return
-        if kind is not None:
-            self._pusher.give_back(memory)
-            return
+            raise StateError("this slot is not open; call worker.slot() again")
         try:
             details = checked_details(self.loss, self.examples, self.cursor)
             base = self._puller.base_of(self.base_version)
         except BaseException:
-            self._pusher.give_back(memory)
+            self.drop()
             raise
+        self._memory = None
         self.number = self._pusher.push_slot(layout, memory, details, base)
+        return self.number
+
+    def drop(self) -> None:
+        """Give the memory back and push nothing."""
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            self._pusher.give_back(memory)
+
+    def __enter__(self) -> Any:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.push()
+        else:
+            self.drop()

@@ -45,6 +45,7 @@ class Worker:
         File made by ``distgrad keys new``; needed if the broker has keys.
     window_bytes : int, optional
         The most that unsettled gradients may take here, bytes; by default 64 MiB or two gradients, whichever is more.
+        Where memory is shared there are also at most 16 slots, or 3 of more than 21 MiB.
     timeout : float
         How long the broker may be unreachable before a call gives up, seconds. Waiting for a broker that answers
         (because it is stopped, say) is not limited by it.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from distgrad.errors import LayoutError, StateError
+from distgrad.errors import LayoutError
 from distgrad.nests import dissect
 from distgrad_worker.pushing import Slot
 from distgrad_worker.torch.parameters import Parameters
@@ -98,17 +98,21 @@ class Outgoing:
             target.zero_()
         self._slot, self._places = None, {}
         slot.loss, slot.examples, slot.cursor = details["loss"], details["examples"], details["cursor"]
-        return lambda: slot.__exit__(None, None, None)
+
+        def push() -> None:
+            slot.push()
+
+        return push
 
     def drop(self) -> None:
         """Forget what was written."""
         slot, self._slot, self._places = self._slot, None, {}
         if slot is not None:
-            slot.__exit__(StateError, None, None)  # any error makes it push nothing
+            slot.drop()
 
     def _open(self) -> None:
         slot = self._worker.slot()
-        _, names, leaves = dissect(slot.__enter__())
+        _, names, leaves = dissect(slot.open())
         self._slot = slot
         self._places = {name: as_tensor(leaf) for name, leaf in zip(names, leaves, strict=True) if leaf is not None}
 

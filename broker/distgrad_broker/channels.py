@@ -5,14 +5,15 @@ Nothing is believed here and nothing is decided: frames are counted, headers dec
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import zmq
 
 from distgrad.errors import MalformedMessage, WrongProtocol
+from distgrad.gradient_messages import parse_gradients, single_header
 from distgrad.sockets import OwnedSocket
-from distgrad.wire import MAX_HEADER_BYTES, Gradient, pack, parse_gradient, unpack
+from distgrad.wire import MAX_HEADER_BYTES, Gradient, pack, unpack
 from distgrad_broker.events import BadRequestReceived, Envelope, Event, MessageRejected, Reply, RequestReceived
 from distgrad_broker.shared_slots import SharedSlots
 
@@ -57,13 +58,13 @@ class GradientChannel:
         self._raw: Any = socket.raw()
         self._role_of = role_of
 
-    def receive(self) -> Gradient | MessageRejected | None:
+    def receive(self) -> Sequence[Gradient] | MessageRejected | None:
         """Take one message, if there is one.
 
         Returns
         -------
-        Gradient, MessageRejected or None
-            None if there is nothing to read.
+        sequence of Gradient, MessageRejected or None
+            What the message has, in order; None if there is nothing to read.
         """
         socket = self._raw
         user: str | None = None
@@ -95,14 +96,16 @@ class GradientChannel:
             parts.append(frame.buffer if length >= COPY_BELOW_BYTES else frame.bytes)
             size += length
         try:
-            gradient = parse_gradient(header, parts, size, user)
+            gradients = parse_gradients(header, parts, size, user)
         except MalformedMessage:
             return MessageRejected("malformed")
-        if gradient.slot is not None:
-            self._slots.find(gradient)
+        if gradients[0].slot is not None:
+            self._slots.find(gradients[0])
         if self._keeps_frames:
-            gradient.frame = first
-        return gradient
+            is_alone = len(gradients) == 1
+            for gradient in gradients:
+                gradient.frame = first if is_alone else single_header(gradient)
+        return gradients
 
     @staticmethod
     def _skip(socket: zmq.Socket[bytes], frame: Any) -> None:

@@ -11,6 +11,11 @@ from distgrad.storage import Storage
 
 # A reader that asks for nothing for this long is the first to lose its hold.
 QUIET_S = 2.0
+# Parts of one reply, of a version that does not fit into one. Short replies make the beginning come soon, stay in the
+# reader's cache until they are copied, and are little to keep where they are copied here, one or a few for each reader.
+SERVED_PARTS = 3
+# A hold keeps a view of every part: who asks again and again without reading on must not fill the memory with them.
+MAX_READERS = 256
 
 
 class Range(NamedTuple):

@@ -35,7 +35,7 @@ class Loans:
         list of bytes or memoryview
             The same parts, to be dropped by everybody but ZeroMQ once they are sent; None if they must be copied.
         """
-        if self._storage is not storage and self._is_out():
+        if self._storage is not storage and self.is_out():
             return None
         self._storage = storage
         lent = [part if isinstance(part, bytes) else memoryview(part) for part in parts]
@@ -55,9 +55,16 @@ class Loans:
         bool
             True if it must not be written to.
         """
-        return self._storage is storage and self._is_out()
+        return self._storage is storage and self.is_out()
 
-    def _is_out(self) -> bool:
+    def is_out(self) -> bool:
+        """Tell whether anything is lent.
+
+        Returns
+        -------
+        bool
+            True until ZeroMQ has sent all of it.
+        """
         self._views = [view for view in self._views if view() is not None]
         if not self._views:
             self._storage = None

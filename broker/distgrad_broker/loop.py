@@ -265,17 +265,21 @@ class Loop:
         """Read a turn's worth of gradients and tell whether that was all."""
         receive, handle = self._gradients.receive, self._core.handle
         self._is_small = True
-        for _ in range(MAX_GRADIENTS_A_TURN):
-            gradient = receive()
-            if gradient is None:
+        n_left = MAX_GRADIENTS_A_TURN
+        while n_left > 0:
+            gradients = receive()
+            if gradients is None:
                 return True
-            if isinstance(gradient, MessageRejected):
-                self._reject(gradient, now)
+            if isinstance(gradients, MessageRejected):
+                self._reject(gradients, now)
+                n_left -= 1
                 continue
-            effects = handle(gradient, now)
-            if effects:
-                self._carry_out(effects, now)
-            if gradient.size > 1 << 20:
+            n_left -= len(gradients)
+            for gradient in gradients:
+                effects = handle(gradient, now)
+                if effects:
+                    self._carry_out(effects, now)
+            if gradients[0].size > 1 << 20:
                 self._is_small = False
                 # A large one is applied while ZeroMQ's own thread receives the next.
                 return False

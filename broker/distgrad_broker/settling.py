@@ -8,6 +8,7 @@ decided is *settled*; with one it is settled when the disk has it (PROTOCOL 2), 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -21,6 +22,8 @@ from distgrad_broker.waiting import Waiter
 # A header holds 64 KiB, and a leaf's path may be long: this many refusals are told at a time, each cut to this length.
 REFUSALS_A_REPLY = 16
 MAX_REFUSAL_CHARACTERS = 400
+# What peers sum up must still fit in a header's integers.
+MAX_COUNT = 2**63 - 1
 
 
 def settle(
@@ -54,6 +57,52 @@ def settle(
     _use_up(state, member, gradient.charge, outcome, refusal, gradient.cursor)
     if member.ahead:
         use_up_ahead(state, member)
+
+
+def settle_applied(state: CoreState, gradients: Sequence[Gradient], member: Member) -> None:
+    """Note that a member's next gradients were applied, where nothing has to wait: no disk, no earlier number.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    gradients : sequence of Gradient
+        In no queue any more; at least one.
+    member : Member
+        Whose they were.
+    """
+    count = len(gradients)
+    state.outcomes["applied"] += count
+    member.decided += count
+    for gradient in gradients:
+        if gradient.cursor is not None:
+            member.decided_cursor = gradient.cursor
+    _settle(state, member, sum([gradient.charge for gradient in gradients]), None, count)
+
+
+def note_staleness(state: CoreState, member: Member, staleness: int, count: int = 1) -> None:
+    """Count how stale a gradient was, or several that were computed on the same version.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    member : Member
+        Whose it was.
+    staleness : int
+        Updates between its base and the version that it was applied to; of several, the first one's. The others follow.
+    count : int
+        How many.
+    """
+    for one in range(staleness, staleness + count):
+        state.staleness[one.bit_length()] += 1
+    total = count * staleness + count * (count - 1) // 2
+    last = staleness + count - 1
+    state.staleness_sum += total
+    member.staleness = last
+    member.staleness_sum += total
+    if last > member.staleness_max:
+        member.staleness_max = last
 
 
 def use_up_ahead(state: CoreState, member: Member) -> None:
@@ -125,9 +174,9 @@ def settle_durable(state: CoreState, mark: int) -> None:
         _settle(state, *unsettled.popleft()[1:])
 
 
-def _settle(state: CoreState, member: Member, charge: int, refusal: GradientRefused | None) -> None:
-    """Acknowledge a member's next number: it frees window and grant."""
-    member.settled += 1
+def _settle(state: CoreState, member: Member, charge: int, refusal: GradientRefused | None, count: int = 1) -> None:
+    """Acknowledge a member's next number, or several: it frees window and grant."""
+    member.settled += count
     member.queued_bytes -= charge
     state.queued_bytes -= charge
     if refusal is not None:

@@ -16,11 +16,9 @@ from distgrad.policies import Action, Held, Offered
 from distgrad.wire import Gradient
 from distgrad_broker import pulls
 from distgrad_broker.members import Member
-from distgrad_broker.settling import ask_for_early, end_repetition, settle
+from distgrad_broker.runs import apply_run
+from distgrad_broker.settling import MAX_COUNT, ask_for_early, end_repetition, note_staleness, settle
 from distgrad_broker.state import CoreState
-
-# What peers sum up must still fit in a header's integers.
-MAX_COUNT = 2**63 - 1
 
 
 def has_work(state: CoreState) -> bool:
@@ -52,6 +50,11 @@ def work(state: CoreState, now: float, limit: int = 1) -> None:
         How many at most.
     """
     while limit > 0 and not state.effects and has_work(state):
+        if limit > 1 and (n_applied := apply_run(state, limit)):
+            limit -= n_applied
+            if state.pulls:
+                pulls.answer_all(state, now)
+            continue
         limit -= 1
         gradient = state.queue.popleft()
         _judge(state, gradient, state.members.of(gradient), now)
@@ -147,7 +150,8 @@ def _apply_one(state: CoreState, gradient: Gradient, member: Member, staleness: 
         weights = None if weight == 1.0 else [weight]
         state.records.decided([APPLIED, [[gradient.worker, gradient.number]], weights], version)
     _count(gradient, member)
-    _note_staleness(state, member, staleness)
+    if staleness is not None:
+        note_staleness(state, member, staleness)
     settle(state, gradient, member, "applied")
 
 
@@ -160,7 +164,8 @@ def _hold(state: CoreState, held: Held[Gradient], member: Member, staleness: int
         state.policy.withdrawn(gradient)
         settle(state, gradient, member, "refused", refusal)
     else:
-        _note_staleness(state, member, staleness)
+        if staleness is not None:
+            note_staleness(state, member, staleness)
         state.held.append(held)
     advance(state, now)
 
@@ -197,18 +202,6 @@ def _count(gradient: Gradient, member: Member) -> None:
     member.examples = min(member.examples + gradient.examples, MAX_COUNT)
     if gradient.loss is not None:
         member.loss = gradient.loss
-
-
-def _note_staleness(state: CoreState, member: Member, staleness: int | None) -> None:
-    if staleness is None:
-        return
-    state.staleness[staleness.bit_length()] += 1
-    state.staleness_sum += staleness
-    member.staleness = staleness
-    if staleness > 0:
-        member.staleness_sum += staleness
-        if staleness > member.staleness_max:
-            member.staleness_max = staleness
 
 
 def clear_queue(state: CoreState) -> int:

@@ -1,10 +1,9 @@
 """Versions of the parameters: an update writes the next one beside the current one, readers hold what they read.
 
-There are at most `MAX_BUFFERS` versions in memory, however many readers there are and however slow (PROTOCOL 14):
-the current one, and two more, each a spare or a former version that somebody still reads in ranges. An update never
-waits for a reader. Where both others are being read it is made in place: nobody reads the current one then, because
+There are at most three versions in memory (`buffers`). An update never waits for a reader. Where the two others are
+being read it is made in place: nobody reads the current one then, because
 
-- at most `MAX_HELD` different versions are read at a time; who would begin on one more has to wait (`Versions.open`
+- at most two different versions are read at a time; who would begin on one more has to wait (`Versions.open`
   gives None), and then begins together with all others who waited, on the version that is then current;
 - whoever makes others wait for too long loses its hold (`Versions.relieve`): a reader that went quiet first, else the
   one that has read least, so that whoever is furthest on always finishes.
@@ -24,17 +23,9 @@ from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad.storage import Storage
 from distgrad.wire import RANGE_PARTS, Gradient
-from distgrad_broker.holds import QUIET_S, Hold, Range, least_worth_keeping
-from distgrad_broker.loans import Loans
-from distgrad_broker.shared_versions import SharedArenas
-
-MAX_BUFFERS = 3
-# Parts of one reply, of a version that does not fit into one. Short replies make the beginning come soon, stay in the
-# reader's cache until they are copied, and are little to keep where they are copied here, one or a few for each reader.
-SERVED_PARTS = 3
-MAX_HELD = 2
-# A hold keeps a view of every part: who asks again and again without reading on must not fill the memory with them.
-MAX_READERS = 256
+from distgrad_broker.buffers import MAX_BUFFERS, Buffers
+from distgrad_broker.holds import MAX_READERS, QUIET_S, SERVED_PARTS, Hold, Range, least_worth_keeping
+from distgrad_broker.shared_versions import MIN_BYTES, SharedArenas
 
 
 class Versions:
@@ -56,17 +47,10 @@ class Versions:
         if shared is not None and holder.storage is not None and holder.storage.adopted is None:
             holder.storage.arenas[:] = shared.share(holder.storage.arenas)
             shared.end(holder.storage)
-        # Buffers that nobody reads. They are kept: one given back to malloc would be cut up for small messages, and the
-        # next one would need new memory.
-        self._spares: list[Storage] = []
-        self._loans = Loans()
-        # A former version that nobody holds, but that ZeroMQ still sends from.
-        self._returning: Storage | None = None
-        self._holds: dict[str, Hold] = {}
+        self._buffers = Buffers(holder, self.empty)
         self._tokens_issued = 0
         # How often the parameters were replaced.
         self._generation = 0
-        self._pinned: set[str] = set()
         self.revoked = 0
 
     @property
@@ -82,7 +66,7 @@ class Versions:
     @property
     def held(self) -> int:
         """How many older versions are kept for readers."""
-        return sum(storage is not self.holder.storage for storage in self._occupied().values())
+        return sum(storage is not self.holder.storage for storage in self._buffers.occupied().values())
 
     def apply(self, gradient: Gradient) -> None:
         """Apply one gradient and swap the new version in.
@@ -98,6 +82,36 @@ class Versions:
             With nothing changed.
         """
         self._apply(self._read(gradient))
+
+    def apply_run(self, gradients: Sequence[Gradient]) -> int:
+        """Apply gradients one after the other, as long as they are good and small and nobody reads any version.
+
+        Parameters
+        ----------
+        gradients : sequence of Gradient
+            In order.
+
+        Returns
+        -------
+        int
+            How many were applied. The next one, if any, is for `apply`.
+        """
+        holder, layout = self.holder, self.holder.layout
+        if layout is None or not self._buffers.are_idle or self._is_shared(layout):
+            return 0
+        spare: Storage | None = self._buffers.spares.pop(0)
+        n_applied = 0
+        for gradient in gradients:
+            if gradient.fingerprint != layout.fingerprint:
+                break
+            try:
+                spare = holder.apply(decode(layout, gradient.encoding, gradient.parts, gradient.size), spare=spare)
+            except GradientRefused:
+                break
+            n_applied += 1
+        assert spare is not None  # the former version of each was the spare of the next
+        self._buffers.spares.append(spare)
+        return n_applied
 
     def check(self, gradient: Gradient) -> None:
         """Find out whether a gradient could be applied.
@@ -139,7 +153,7 @@ class Versions:
 
     def _apply(self, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
         # The one that was used longest ago: whoever still copies from it has had the most time.
-        spare = self._spares.pop(0) if self._spares else self._find_spare()
+        spare = self._buffers.spares.pop(0) if self._buffers.spares else self._buffers.find_spare()
         target = self.holder.storage if spare is None else spare
         if self._shared is not None and target is not None:
             self._shared.begin(target)
@@ -147,13 +161,13 @@ class Versions:
             former = self.holder.apply(arrays, spare=spare)
         except GradientRefused:
             if spare is not None:
-                self._spares.append(spare)
+                self._buffers.spares.append(spare)
             raise
         finally:
             if self._shared is not None and target is not None:
                 self._shared.end(target)
         if former is not None:
-            self._retire(former)
+            self._buffers.retire(former)
 
     def set(self, layout: Layout, arenas: Sequence[np.ndarray[Any, Any]]) -> None:
         """Replace the parameters; every reader has to start again.
@@ -182,9 +196,12 @@ class Versions:
         places = None if self._shared is None else self._shared.describe(storage)
         if places is None:
             return None
-        while self._spares and 1 + len(self._spares) + (self._returning is not None) + self.held < MAX_BUFFERS:
+        while (
+            self._buffers.spares
+            and 1 + len(self._buffers.spares) + (self._buffers.returning is not None) + self.held < MAX_BUFFERS
+        ):
             # A third buffer gives readers the time of one more update.
-            self._spares.append(self.holder.new_spare(self.empty))
+            self._buffers.spares.append(self.holder.new_spare(self.empty))
         small = [arena.tobytes() for arena, place in zip(storage.arenas, places, strict=True) if place is None]
         return places, small
 
@@ -202,7 +219,7 @@ class Versions:
             To `release`; `last_used` is the caller's. None if too many versions are being read already.
         """
         layout, storage = self._current()
-        return self._hold(layout, storage, now) if self._may_be_read(storage) else None
+        return self._hold(layout, storage, now) if self._buffers.may_be_read(storage) else None
 
     def clear(self) -> None:
         """Take the parameters away."""
@@ -226,7 +243,7 @@ class Versions:
         n_parts = len(layout.parts())
         if n_parts <= RANGE_PARTS:
             return Range(None, encode(layout, storage.arenas, trained_only=False), n_parts, False)
-        if not self._may_be_read(storage):
+        if not self._buffers.may_be_read(storage):
             return None
         return self._serve(self._hold(layout, storage, now), 0)
 
@@ -247,8 +264,8 @@ class Versions:
         Range or None
             None if the hold is gone.
         """
-        hold = self._holds.get(token)
-        if hold is None or token in self._pinned:
+        hold = self._buffers.holds.get(token)
+        if hold is None or token in self._buffers.pinned:
             return None
         hold.last_used = now
         return self._serve(hold, first)
@@ -274,7 +291,7 @@ class Versions:
         """
         layout, storage = self._current()
         hold = self._hold(layout, storage, now)
-        self._pinned.add(hold.token)
+        self._buffers.pinned.add(hold.token)
         return hold.token, layout, list(storage.arenas), hold.version
 
     def release(self, token: str) -> None:
@@ -285,17 +302,17 @@ class Versions:
         token : str
             From `open` or `pin`.
         """
-        self._pinned.discard(token)
-        hold = self._holds.pop(token, None)
+        self._buffers.pinned.discard(token)
+        hold = self._buffers.holds.pop(token, None)
         if hold is None or hold.storage is self.holder.storage:
             return
         # A buffer of parameters that were replaced shares their integers, even if the layout is the same.
         if hold.generation == self._generation:
-            self._retire(hold.storage)
+            self._buffers.retire(hold.storage)
 
     def relieve(self) -> None:
         """Revoke the hold that is least worth keeping, because others have waited for it for too long."""
-        readers = [hold for token, hold in self._holds.items() if token not in self._pinned]
+        readers = [hold for token, hold in self._buffers.holds.items() if token not in self._buffers.pinned]
         if not readers:
             return
         victim = least_worth_keeping(readers)
@@ -312,7 +329,11 @@ class Versions:
         now : float
             Seconds on the shell's clock.
         """
-        for token in [t for t, h in self._holds.items() if t not in self._pinned and now - h.last_used > 15 * QUIET_S]:
+        for token in [
+            t
+            for t, h in self._buffers.holds.items()
+            if t not in self._buffers.pinned and now - h.last_used > 15 * QUIET_S
+        ]:
             self.release(token)
 
     def _current(self) -> tuple[Layout, Storage]:
@@ -323,78 +344,28 @@ class Versions:
         return layout, storage
 
     def _hold(self, layout: Layout, storage: Storage, now: float) -> Hold:
-        readers = [token for token in self._holds if token not in self._pinned]
+        readers = [token for token in self._buffers.holds if token not in self._buffers.pinned]
         if len(readers) >= MAX_READERS:
-            quietest = min(readers, key=lambda token: self._holds[token].last_used)
+            quietest = min(readers, key=lambda token: self._buffers.holds[token].last_used)
             self.revoked += 1
             self.release(quietest)
         self._tokens_issued += 1
         hold = Hold(f"s{self._tokens_issued}", self._generation, layout, storage, self.holder.version, now)
-        self._holds[hold.token] = hold
+        self._buffers.holds[hold.token] = hold
         return hold
 
     def _serve(self, hold: Hold, first: int) -> Range:
         parts = hold.parts[first : first + SERVED_PARTS]
-        lent = self._loans.lend(hold.storage, parts)
+        lent = self._buffers.loans.lend(hold.storage, parts)
         hold.parts_read = max(hold.parts_read, first + len(parts))
         return Range(hold.token, parts if lent is None else lent, len(hold.parts), lent is not None)
 
-    def _retire(self, storage: Storage) -> None:
-        """Find a use for a version that is not the current one any more."""
-        if self._holds and self._is_read(storage):
-            return  # release comes back to it
-        if not self._loans.covers(storage):
-            self._spares.append(storage)
-            return
-        # One version is lent at a time, so what was lent before is back.
-        if self._returning is not None:
-            self._spares.append(self._returning)
-        self._returning = storage
-
-    def _is_read(self, storage: Storage) -> bool:
-        """Tell whether a reader still needs this version; forget the readers that have read all of it.
-
-        A reader whose last range was lost on its way then starts again, which is rare and costs only that reader.
-        """
-        readers = [hold for hold in self._holds.values() if hold.storage is storage]
-        for hold in readers:
-            if hold.parts_read >= len(hold.parts) and hold.token not in self._pinned:
-                del self._holds[hold.token]
-        return any(hold.token in self._holds for hold in readers)
-
-    def _may_be_read(self, storage: Storage) -> bool:
-        occupied = self._occupied()
-        return id(storage) in occupied or len(occupied) < MAX_HELD
-
-    def _occupied(self) -> dict[int, Storage]:
-        """Find the versions that must not be written to: somebody reads them, or ZeroMQ does."""
-        current = self.holder.storage
-        occupied = {}
-        for key, storage in {id(hold.storage): hold.storage for hold in self._holds.values()}.items():
-            if self._is_read(storage):
-                occupied[key] = storage
-            elif storage is not current:
-                self._retire(storage)
-        for lent in (current, self._returning):
-            if lent is not None and self._loans.covers(lent):
-                occupied[id(lent)] = lent
-        return occupied
-
-    def _find_spare(self) -> Storage | None:
-        """Find or make a buffer for the next version; None lets it be made in place."""
-        occupied = self._occupied()
-        if self._returning is not None and id(self._returning) not in occupied:
-            self._spares.append(self._returning)
-            self._returning = None
-        if self._spares:
-            return self._spares.pop()
-        is_current_read = id(self.holder.storage) in occupied
-        buffers = len(occupied) + (not is_current_read)
-        # Only the file thread's hold, which nobody refuses, can make the current version a third one that is read.
-        return self.holder.new_spare(self.empty) if buffers < MAX_BUFFERS or is_current_read else None
+    def _is_shared(self, layout: Layout) -> bool:
+        """Tell whether versions have stamps to be kept, for those who read them where they are."""
+        return self._shared is not None and layout.gradient_bytes >= MIN_BYTES
 
     def _drop_readers(self) -> None:
-        self._spares, self._returning = [], None
+        self._buffers.spares, self._buffers.returning = [], None
         self._generation += 1
-        for token in [token for token in self._holds if token not in self._pinned]:
-            del self._holds[token]
+        for token in [token for token in self._buffers.holds if token not in self._buffers.pinned]:
+            del self._buffers.holds[token]

@@ -3,7 +3,7 @@
 A message is a header frame and raw frames (``docs/wire.md`` has the byte tables). Invariants:
 
 - Nothing is decoded before its length was checked, and msgpack builds maps, arrays, numbers, text and bytes only.
-- A header that decodes is not yet believed: `parse_gradient` and `field` check each value's type and range.
+- A header that decodes is not yet believed: `distgrad.gradient_messages` and `field` check each value's type and range.
 - What a message costs in the broker's memory is `charge` of its payload, on both sides of the wire.
 """
 
@@ -31,11 +31,13 @@ MIN_CHARGE_BYTES = 1024
 
 # A payload of one part up to here travels in the header.
 INLINE_BYTES = 16 * 1024
+# So many gradients travel in one message at most.
+MAX_TOGETHER = 64
 
 GRADIENT = "gradient"
 RAW = "raw"
 
-_INT64_MAX = 2**63 - 1
+INT64_MAX = 2**63 - 1
 _TYPE_NAMES = {int: "an integer", str: "text", bool: "true or false", float: "a number", dict: "a map"}
 
 
@@ -202,116 +204,6 @@ def unpack(frame: Any) -> dict[str, Any]:
     return header
 
 
-def parse_gradient(header: dict[str, Any], parts: Sequence[Any], size: int, user: str | None = None) -> Gradient:
-    """Check a gradient's header and join it with its payload.
-
-    Parameters
-    ----------
-    header : dict
-        From `unpack`.
-    parts : sequence of buffers
-        The payload frames, unchecked; none if the header has the payload.
-    size : int
-        Their bytes in all.
-    user : str, optional
-        Identity that the connection's key gave.
-
-    Returns
-    -------
-    Gradient
-        Ready for the core.
-
-    Raises
-    ------
-    MalformedMessage
-        If a key is missing, or has the wrong type or an impossible value, or there is more than one payload: in the
-        header, behind it, in a slot.
-    """
-    gradient = Gradient()
-    get = header.get
-    gradient.worker = worker = get("worker")  # type: ignore[assignment]  # checked below
-    gradient.session = session = get("session")  # type: ignore[assignment]
-    gradient.attempt = attempt = get("attempt")  # type: ignore[assignment]
-    gradient.number = number = get("number")  # type: ignore[assignment]
-    gradient.fingerprint = fingerprint = get("fingerprint")  # type: ignore[assignment]
-    gradient.encoding = encoding = get("encoding", RAW)
-    gradient.examples = examples = get("examples", 1)
-    gradient.loss = loss = get("loss")
-    gradient.cursor = cursor = get("cursor")
-    gradient.slot = slot = get("slot")
-    base = get("base")
-    payload = get("payload")
-    # One expression over local names: this runs for every gradient, and looping over a table of fields costs 3 µs more.
-    if not (
-        type(worker) is str
-        and 0 < len(worker) <= MAX_ID_CHARACTERS
-        and type(session) is str
-        and type(attempt) is int
-        and attempt >= 1
-        and type(number) is int
-        and 1 <= number <= _INT64_MAX
-        and type(fingerprint) is int
-        and type(encoding) is str
-        and type(examples) is int
-        and 0 <= examples <= _INT64_MAX
-        and (loss is None or type(loss) is float or type(loss) is int)
-        and (cursor is None or (type(cursor) in (bytes, str) and len(cursor) <= MAX_CURSOR_BYTES))
-        and get("kind") == GRADIENT
-        and (payload is None or (type(payload) is bytes and not parts))
-        and (slot is None or (type(slot) is int and slot >= 0 and payload is None and not parts))
-    ):
-        raise MalformedMessage("gradient header has a missing or impossible value; docs/wire.md has the table")
-    gradient.base = None if base is None else parse_state(base)
-    gradient.is_inline = payload is not None
-    if payload is not None:
-        parts, size = (payload,), len(payload)
-    gradient.parts = parts
-    gradient.size = size
-    gradient.charge = size if size > MIN_CHARGE_BYTES else MIN_CHARGE_BYTES
-    gradient.user = user
-    return gradient
-
-
-def stored_gradient(header: dict[str, Any], payload: Any) -> Gradient:
-    """Join a gradient's header with its payload again; both were checked before, and a checksum vouches for them.
-
-    Parameters
-    ----------
-    header : dict
-        Of a gradient that `parse_gradient` made.
-    payload : buffer
-        What was behind it, in one piece; empty if there was nothing.
-
-    Returns
-    -------
-    Gradient
-        The same once more, but for `user` and the cuts of the payload.
-    """
-    gradient = Gradient()
-    get = header.get
-    gradient.worker = header["worker"]
-    gradient.session = header["session"]
-    gradient.attempt = header["attempt"]
-    gradient.number = header["number"]
-    gradient.fingerprint = header["fingerprint"]
-    gradient.encoding = get("encoding", RAW)
-    gradient.examples = get("examples", 1)
-    gradient.loss = get("loss")
-    gradient.cursor = get("cursor")
-    base = get("base")
-    gradient.base = None if base is None else State(*base)
-    inline = get("payload")
-    gradient.is_inline = inline is not None
-    if inline is not None:
-        payload = inline
-    gradient.size = size = len(payload)
-    gradient.parts = (payload,) if size else ()
-    gradient.charge = size if size > MIN_CHARGE_BYTES else MIN_CHARGE_BYTES
-    gradient.user = None
-    gradient.slot = None
-    return gradient
-
-
 def parse_state(value: Any) -> State:
     """Check the name of a state.
 
@@ -377,6 +269,6 @@ def field(header: Mapping[str, Any], name: str, kind: type, default: Any = ..., 
     # Not "value < low": a NaN must fail too.
     if isinstance(value, int | float) and low is not None and not value >= low:
         raise MalformedMessage(f"{name!r} must be at least {low}, got {value!r:.40}")
-    if type(value) is int and value > _INT64_MAX:
+    if type(value) is int and value > INT64_MAX:
         raise MalformedMessage(f"{name!r} must fit in 63 bits, got {value!r:.40}")
     return value

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgrad import wire
+from distgrad import gradient_messages, wire
 from distgrad.errors import MalformedMessage, WrongProtocol
 
 HEADER: dict[str, Any] = {
@@ -21,7 +21,7 @@ ODD_BASES: list[Any] = [1, [], ["one", 0], ["one", 0, 0, 0], [b"one", 0, 0], ["o
 
 def parse(**keys: Any) -> wire.Gradient:
     header = {key: value for key, value in {**HEADER, **keys}.items() if value is not ...}
-    return wire.parse_gradient(wire.unpack(wire.pack(header)), [b"1234"], 4, "key")
+    return gradient_messages.parse_gradient(wire.unpack(wire.pack(header)), [b"1234"], 4, "key")
 
 
 def test_a_header_comes_back_as_it_was_packed() -> None:
@@ -118,7 +118,7 @@ def test_any_number_is_a_loss(loss: float) -> None:
 @pytest.mark.parametrize(("size", "charged"), [(0, 1024), (1024, 1024), (1025, 1025), (10**12, 10**12)])
 def test_a_gradient_is_charged_its_payload_and_at_least_1024_bytes(size: int, charged: int) -> None:
     assert wire.charge(size) == charged
-    assert wire.parse_gradient(dict(HEADER), [], size).charge == charged
+    assert gradient_messages.parse_gradient(dict(HEADER), [], size).charge == charged
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ PLAIN = st.recursive(
 def test_no_header_makes_a_gradient_that_breaks_what_is_promised(odd: dict[str, Any], is_whole: bool) -> None:
     header = {**(HEADER if is_whole else {}), **odd}
     try:
-        gradient = wire.parse_gradient(header, [b"x"], 1)
+        gradient = gradient_messages.parse_gradient(header, [b"x"], 1)
     except MalformedMessage:
         return
 

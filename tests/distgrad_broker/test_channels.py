@@ -10,7 +10,8 @@ import pytest
 import zmq
 
 from distgrad import sockets
-from distgrad.wire import Gradient, pack
+from distgrad.gradient_messages import stored_gradient
+from distgrad.wire import Gradient, pack, unpack
 from distgrad_broker.channels import COPY_BELOW_BYTES, ControlChannel, GradientChannel
 from distgrad_broker.events import BadRequestReceived, MessageRejected, Reply, RequestReceived
 
@@ -53,13 +54,18 @@ def test_without_anything_to_read_there_is_nothing(wire: Wire) -> None:
     assert ControlChannel(wire.control, None).receive() is None
 
 
+def receive_one(channel: GradientChannel) -> Gradient:
+    (gradient,) = receive(channel)
+    assert isinstance(gradient, Gradient)
+    return gradient
+
+
 def test_a_gradient_comes_with_its_parts_and_its_size(wire: Wire) -> None:
     channel = GradientChannel(wire.gradients, None)
 
     wire.pusher.send_multipart([pack(HEADER), b"12345678", b"", b"abcd"])
 
-    gradient = receive(channel)
-    assert isinstance(gradient, Gradient)
+    gradient = receive_one(channel)
     assert [bytes(part) for part in gradient.parts] == [b"12345678", b"", b"abcd"]
     assert (gradient.worker, gradient.number, gradient.size, gradient.user) == ("w", 1, 12, None)
 
@@ -69,7 +75,7 @@ def test_small_and_large_payloads_may_alternate(wire: Wire) -> None:
     for number in range(1, 9):
         part = bytes([number]) * (10 if number % 2 else COPY_BELOW_BYTES + 10)
         wire.pusher.send_multipart([pack({**HEADER, "number": number}), part, part])
-        gradient = receive(channel)
+        gradient = receive_one(channel)
         assert [bytes(one) for one in gradient.parts] == [part, part]
         assert gradient.size == 2 * len(part)
 
@@ -92,7 +98,21 @@ def test_what_is_no_gradient_is_rejected_whole_and_the_next_one_comes(
     wire.pusher.send_multipart([pack(HEADER), b"abcd"])
 
     assert receive(channel) == MessageRejected(reason)
-    assert isinstance(receive(channel), Gradient)
+    assert receive_one(channel).number == 1
+
+
+@pytest.mark.parametrize("keeps_frames", [False, True])
+def test_several_gradients_come_in_one_message(wire: Wire, keeps_frames: bool) -> None:
+    channel = GradientChannel(wire.gradients, None, keeps_frames=keeps_frames)
+
+    wire.pusher.send_multipart([pack({**HEADER, "number": 5, "count": 2, "payload": b"abcdefgh"})])
+
+    gradients = receive(channel)
+    assert [(one.number, list(one.parts)) for one in gradients] == [(5, [b"abcd"]), (6, [b"efgh"])]
+    if keeps_frames:
+        # Each is kept as if it had come alone.
+        kept = [stored_gradient(unpack(one.frame), b"") for one in gradients]
+        assert [(one.number, list(one.parts)) for one in kept] == [(5, [b"abcd"]), (6, [b"efgh"])]
 
 
 def test_with_keys_in_use_a_message_without_a_user_is_forbidden(wire: Wire) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from distgrad.layout import Layout
-from distgrad_broker.versions import MAX_BUFFERS, SERVED_PARTS
+from distgrad_broker.buffers import MAX_BUFFERS
+from distgrad_broker.holds import SERVED_PARTS
 from support.core_kit import LAYOUT, OTHER, Kit, frames_of
 
 # 20 parts of 1 MiB: more than one reply holds.
@@ -139,9 +140,9 @@ def test_twenty_who_follow_a_large_model_hold_one_version_of_it_while_updates_go
         kit.push(number, layout=LARGE)
         kit.work()
 
-    held = {id(hold.storage) for hold in versions._holds.values()}
-    assert (len(versions._holds), len(held), versions.held, versions.version) == (20, 1, 1, 6)
-    assert len(held | {id(storage) for storage in (versions.holder.storage, *versions._spares)}) <= MAX_BUFFERS
+    held = {id(hold.storage) for hold in versions._buffers.holds.values()}
+    assert (len(versions._buffers.holds), len(held), versions.held, versions.version) == (20, 1, 1, 6)
+    assert len(held | {id(storage) for storage in (versions.holder.storage, *versions._buffers.spares)}) <= MAX_BUFFERS
     for reply in begun:
         assert reply.header["version"] == 1
         first = len(reply.frames)

@@ -15,8 +15,9 @@ from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad.shared_reading import SharedReading
 from distgrad.wire import Gradient
+from distgrad_broker.buffers import MAX_BUFFERS
 from distgrad_broker.shared_versions import MIN_BYTES, SharedArenas
-from distgrad_broker.versions import MAX_BUFFERS, Versions
+from distgrad_broker.versions import Versions
 
 if SharedReading().host is None:
     pytest.skip("memory is shared on Linux only", allow_module_level=True)

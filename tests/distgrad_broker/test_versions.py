@@ -11,8 +11,9 @@ from distgrad.errors import GradientRefused
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad.wire import PART_BYTES
-from distgrad_broker.holds import QUIET_S
-from distgrad_broker.versions import MAX_BUFFERS, MAX_HELD, MAX_READERS, SERVED_PARTS, Versions
+from distgrad_broker.buffers import MAX_BUFFERS, MAX_HELD
+from distgrad_broker.holds import MAX_READERS, QUIET_S, SERVED_PARTS
+from distgrad_broker.versions import Versions
 from support.core_kit import Kit
 
 LARGE = Layout.of({"n": np.zeros(1, np.int64), "w": np.zeros(5 << 20, np.float32)})
@@ -55,8 +56,8 @@ class Pool:
 
     def buffers(self) -> int:
         versions = self.versions
-        storages = {id(hold.storage) for hold in versions._holds.values()} | {id(versions.holder.storage)}
-        return len(storages | {id(spare) for spare in versions._spares})
+        storages = {id(hold.storage) for hold in versions._buffers.holds.values()} | {id(versions.holder.storage)}
+        return len(storages | {id(spare) for spare in versions._buffers.spares})
 
 
 def test_a_reader_keeps_its_version_while_updates_go_on() -> None:
@@ -80,12 +81,12 @@ def test_without_readers_two_buffers_take_turns() -> None:
 def test_a_refused_gradient_leaves_version_and_spare_as_they_were() -> None:
     pool = Pool()
     pool.update()
-    spares = list(pool.versions._spares)
+    spares = list(pool.versions._buffers.spares)
 
     with pytest.raises(GradientRefused):
         pool.versions.apply(pool.bad)
 
-    assert pool.versions._spares == spares
+    assert pool.versions._buffers.spares == spares
     assert pool.versions.version == 1
 
 
@@ -211,7 +212,7 @@ def test_readers_that_only_ever_begin_are_bounded() -> None:
     assert pool.rest(tokens[4]) is None
     assert pool.rest(tokens[5]) == 0.0
     assert pool.versions.revoked == 5
-    assert pinned in pool.versions._pinned
+    assert pinned in pool.versions._buffers.pinned
 
 
 def test_a_pinned_version_is_never_revoked_and_comes_back_when_it_is_released() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import zmq
 
-from distgrad import addresses, wire
+from distgrad import addresses, gradient_messages, wire
 from distgrad.errors import BrokerUnreachable, ControlError, DeliveryFailed, DistgradError
 from distgrad.layout import Layout
 from distgrad_worker.driver import Driver
@@ -159,7 +159,7 @@ def test_a_small_gradient_is_one_frame() -> None:
         for number in (1, 2):
             assert sink.poll(10_000)
             (header,) = sink.recv_multipart()
-            gradient = wire.parse_gradient(wire.unpack(header), [], 0)  # "kind" is checked there
+            gradient = gradient_messages.parse_gradient(wire.unpack(header), [], 0)  # "kind" is checked there
             assert (gradient.worker, gradient.session, gradient.attempt) == ("w", "one:1", 1)
             assert (gradient.number, gradient.encoding) == (number, "raw")
             assert np.frombuffer(gradient.parts[0], "<f4").tolist() == [number, number]

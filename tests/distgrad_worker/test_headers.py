@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distgrad import wire
+from distgrad import gradient_messages, wire
 from distgrad.errors import ConfigError, MalformedMessage
 from distgrad.wire import INLINE_BYTES, State
 from distgrad_worker.headers import Header, checked_details
@@ -18,7 +18,7 @@ NUMBERS = st.integers(1, 2**63 - 1)
 
 def parsed(frames: list[Any]) -> wire.Gradient:
     parts = [bytes(frame) for frame in frames[1:]]
-    return wire.parse_gradient(wire.unpack(frames[0]), parts, sum(len(part) for part in parts))
+    return gradient_messages.parse_gradient(wire.unpack(frames[0]), parts, sum(len(part) for part in parts))
 
 
 @given(
@@ -83,10 +83,10 @@ def test_a_payload_in_the_header_and_one_behind_it_are_no_gradient() -> None:
     fields = wire.unpack(header.frames(1, {}, [b"abcd"])[0])
 
     with pytest.raises(MalformedMessage):
-        wire.parse_gradient(fields, [b"efgh"], 4)
+        gradient_messages.parse_gradient(fields, [b"efgh"], 4)
     for payload in ("text", 5, [b"abcd"]):
         with pytest.raises(MalformedMessage):
-            wire.parse_gradient({**fields, "payload": payload}, [], 0)
+            gradient_messages.parse_gradient({**fields, "payload": payload}, [], 0)
 
 
 @pytest.mark.parametrize(("examples", "cursor"), [(-1, None), (1, bytes(5000)), (1, 7)])

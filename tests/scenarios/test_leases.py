@@ -14,7 +14,7 @@ from distgrad.client import ControlClient
 from distgrad.errors import SnapshotRevoked
 from distgrad.shared_pages import host_name
 from distgrad_broker import Broker
-from distgrad_broker.versions import MAX_HELD
+from distgrad_broker.buffers import MAX_HELD
 from distgrad_worker import Snapshot, Worker
 
 if host_name() is None:

@@ -16,7 +16,7 @@ import zmq
 
 from distgrad import Admin, wire
 from distgrad.client import ControlClient
-from distgrad_broker.versions import MAX_HELD
+from distgrad_broker.buffers import MAX_HELD
 from distgrad_worker import Worker
 from support.broker_process import queue_up
 from support.processes import Process

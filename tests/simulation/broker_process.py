@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distgrad import wire
+from distgrad import gradient_messages, wire
 from distgrad.durable.disk_events import WriteCheckpoint
 from distgrad.errors import MalformedMessage
 from distgrad.executor import Executor
@@ -198,13 +198,14 @@ class BrokerProcess:
         for _ in range(min(limit, len(self._gradients))):
             frames = self._gradients.popleft()
             parts = frames[1:]
-            gradient = wire.parse_gradient(wire.unpack(frames[0]), parts, sum(map(len, parts)))
-            gradient.frame = frames[0]
-            member = members.get(gradient.worker)
-            before = 0 if member is None else member.accepted
-            self._handle(gradient, now)
-            if member is not None and member.accepted != before:
-                self.world.check_sender(watch.accepted(gradient))
+            gradients = gradient_messages.parse_gradients(wire.unpack(frames[0]), parts, sum(map(len, parts)))
+            for gradient in gradients:
+                gradient.frame = frames[0] if len(gradients) == 1 else gradient_messages.single_header(gradient)
+                member = members.get(gradient.worker)
+                before = 0 if member is None else member.accepted
+                self._handle(gradient, now)
+                if member is not None and member.accepted != before:
+                    self.world.check_sender(watch.accepted(gradient))
 
     def _read_request(self, now: float) -> None:
         envelope, frames = self._control.popleft()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from distgrad import wire
 from distgrad.errors import DeliveryFailed, DistgradError, Fenced, GradientRefused, from_code
+from distgrad_worker.bundles import messages
 from distgrad_worker.losses import MAX_TRIES
 from distgrad_worker.session import GREETING, Session
 from simulation.clockwork import Alarm, Violation
@@ -171,7 +172,7 @@ class WorkerProcess:
         if self.pipe is not None:
             entries = session.sendable(self.now)
             if entries:
-                batch = [[bytes(frame) for frame in entry.frames()] for entry in entries]
+                batch = [[bytes(frame) for frame in frames] for frames in messages(entries)]
                 if self.world.trace is not None:
                     self.world.note(self.name, f"sends {entries[0].number} to {entries[-1].number}")
                 self.world.network.send_gradients(self.pipe, batch)

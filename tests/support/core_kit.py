@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distgrad import wire
+from distgrad import gradient_messages, wire
 from distgrad.codec import encode
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
@@ -126,7 +126,7 @@ class Kit:
         header = {"v": 1, "kind": "gradient", "worker": worker, "session": self.sessions.get(worker, ""), "attempt": 1}
         header |= {"number": number, "fingerprint": layout.fingerprint, **keys}
         frame = wire.pack(header)
-        gradient = wire.parse_gradient(wire.unpack(frame), parts, sum(len(part) for part in parts), user)
+        gradient = gradient_messages.parse_gradient(wire.unpack(frame), parts, sum(len(part) for part in parts), user)
         gradient.frame = frame
         return gradient
 

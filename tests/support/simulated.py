@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distgrad import wire
+from distgrad import gradient_messages, wire
 from distgrad.codec import encode
 from distgrad.durable.books import LIVE
 from distgrad.errors import (
@@ -25,6 +25,7 @@ from distgrad.errors import (
 )
 from distgrad.layout import Layout
 from distgrad_broker.events import Event, Reply, RequestReceived, SocketsDrained, WorkDue
+from distgrad_worker.bundles import messages
 from distgrad_worker.headers import Header, checked_details
 from distgrad_worker.losses import MAX_TRIES
 from distgrad_worker.session import GREETING, OPEN, Session
@@ -113,8 +114,8 @@ class SimulatedWorker:
             self.pipe = network.open_pipe(self)
             session.reopened()
         if self.pipe is not None:
-            for entry in session.sendable(network.now):
-                self.pipe.messages.append([bytes(frame) for frame in entry.frames()])
+            for frames in messages(session.sendable(network.now)):
+                self.pipe.messages.append([bytes(frame) for frame in frames])
         while session.problems:
             self.problems.append(session.problems.popleft())
 
@@ -215,10 +216,13 @@ class Network:
         """Hand a message of the gradients channel to the broker, as the channel does."""
         parts = frames[1:]
         try:
-            gradient = wire.parse_gradient(wire.unpack(frames[0]), parts, sum(len(part) for part in parts))
+            gradients = gradient_messages.parse_gradients(
+                wire.unpack(frames[0]), parts, sum(len(part) for part in parts)
+            )
         except MalformedMessage:
             return
-        self._handle(gradient)
+        for gradient in gradients:
+            self._handle(gradient)
 
     def work(self) -> None:
         self._handle(WorkDue())

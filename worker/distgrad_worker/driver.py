@@ -20,6 +20,7 @@ import zmq
 from distgrad import addresses, sockets, wire
 from distgrad.errors import MalformedMessage, from_code
 from distgrad.owned_sockets import Link, LinkMonitor, OwnedSocket
+from distgrad_worker.bundles import Pace, messages
 from distgrad_worker.session import GREETING, Session
 
 # A reply is due after 50 ms at the latest; a busy broker takes longer, and repeats are harmless.
@@ -96,6 +97,7 @@ class Driver:
         self._request: OwnedSocket | None = None
         self._request_links: LinkMonitor | None = None
         self._asked: Asked | None = None
+        self._pace = Pace()
         self._retry_s = FIRST_RETRY_S
         self._requests_sent = 0
         self._next_beat = 0.0
@@ -111,6 +113,17 @@ class Driver:
         """Start the thread."""
         self._thread.start()
 
+    def send_pushed(self, payload_bytes: int) -> None:
+        """Send what was just pushed, or let it wait for more of its kind; the caller holds the lock.
+
+        Parameters
+        ----------
+        payload_bytes : int
+            Bytes of its payload.
+        """
+        if not self._pace.may_wait(self._session.window, payload_bytes, time.monotonic()):
+            self.send_due()
+
     def send_due(self) -> None:
         """Send what the session has to send; the caller holds the lock."""
         session = self._session
@@ -118,8 +131,7 @@ class Driver:
         if raw is None:
             return
         try:
-            for entry in session.sendable(time.monotonic()):
-                frames = entry.frames(session.shared)
+            for frames in messages(session.sendable(time.monotonic()), session.shared):
                 if len(frames) == 1:
                     raw.send(frames[0])
                 else:

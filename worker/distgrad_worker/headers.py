@@ -14,7 +14,7 @@ from typing import Any
 from distgrad.errors import ConfigError
 from distgrad.wire import GRADIENT, INLINE_BYTES, MAX_CURSOR_BYTES, PROTOCOL_VERSION, State, pack
 
-# The first byte of a map of so many keys; there are never more than 12.
+# The first byte of a map of so many keys; there are never more than 13.
 _COUNTS = [bytes([0x80 | count]) for count in range(16)]
 # A key and its value's type, then the value: an unsigned integer of 64 bits, and the length of what follows.
 _NUMBER = struct.Struct(">8sQ")
@@ -96,6 +96,31 @@ class Header:
             own = _NUMBER_AND_PAYLOAD.pack(_NUMBER_KEY, number, _PAYLOAD_KEY, len(payload))
             return [b"".join((_COUNTS[count + 1], self._packed, more, own, payload))]
         return [b"".join((_COUNTS[count], self._packed, more, _NUMBER.pack(_NUMBER_KEY, number))), *parts]
+
+    def bundle(self, number: int, details: Sequence[Mapping[str, Any]], payloads: Sequence[Any]) -> list[Any]:
+        """Build one message of several gradients with numbers that follow each other.
+
+        Parameters
+        ----------
+        number : int
+            Of the first.
+        details : sequence of mapping
+            Of each, from `checked_details`.
+        payloads : sequence of buffers
+            Of each, all of one length.
+
+        Returns
+        -------
+        list of buffers
+            The header, which has everything.
+        """
+        more: dict[str, Any] = {"count": len(payloads)}
+        if any(details):
+            more["each"] = details
+        n_bytes = sum(map(len, payloads))
+        own = _NUMBER_AND_PAYLOAD.pack(_NUMBER_KEY, number, _PAYLOAD_KEY, n_bytes)
+        count = _COUNTS[self._count + len(more) + 1]
+        return [b"".join((count, self._packed, pack(more)[1:], own, *payloads))]
 
 
 def checked_details(loss: float | None, examples: int, cursor: object) -> Mapping[str, Any]:

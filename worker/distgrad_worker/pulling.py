@@ -163,6 +163,9 @@ class Puller:
     ) -> Snapshot | None:
         connection = self._connection
         session = connection.session
+        if session.window.sent < session.window.last:
+            with connection.lock:
+                connection.driver.send_due()
         try:
             fetched = fetch(
                 connection.puller,

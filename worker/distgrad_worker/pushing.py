@@ -230,6 +230,7 @@ class Pusher:
             try:
                 if not session.can_push(size, layout.fingerprint):
                     session.check_size(size)
+                    driver.send_due()
                     driver.wake()
                     try:
                         self._connection.wait(lambda: session.can_push(size, layout.fingerprint))
@@ -242,7 +243,7 @@ class Pusher:
                 raise
             if slot is not None:
                 self._slots.keep(slot, number)
-            driver.send_due()
+            driver.send_pushed(size)
             if driver.is_idle:
                 driver.wake()
         return number

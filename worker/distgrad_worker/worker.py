@@ -330,6 +330,7 @@ class Worker:
             last = session.window.last
             if session.window.settled < last:
                 session.awaited.append(last)
+                self._connection.driver.send_due()
                 self._connection.driver.wake()
                 try:
                     self._connection.wait(lambda: session.window.settled >= last, timeout)

@@ -28,10 +28,11 @@ from distgrad.codec import fill
 from distgrad.durable.books import LEFT, LIVE, SILENT, Books, MemberBook, Pending
 from distgrad.durable.stored_gradient import stored_arrays
 from distgrad.errors import CheckpointError, GradientRefused
+from distgrad.gradient_messages import stored_gradient
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad.rules import RULES, Rule
-from distgrad.wire import PART_BYTES, Gradient, State, stored_gradient
+from distgrad.wire import PART_BYTES, Gradient, State
 
 # What a decision is, in a record: a step of one gradient or more that was applied, or what else became of one.
 APPLIED, SUPERSEDED, REFUSED, CLEARED = 0, 1, 2, 3

@@ -7,7 +7,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from distgrad import wire
+from distgrad import gradient_messages, wire
 from distgrad.durable.records import Record, Records
 
 
@@ -16,7 +16,7 @@ def gradient(number: int, *, payload: bytes = b"12345678", inline: bool = False)
     header |= {"number": number, "fingerprint": 5} | ({"payload": payload} if inline else {})
     frame = wire.pack(header)
     parts = [] if inline else [payload]
-    made = wire.parse_gradient(wire.unpack(frame), parts, sum(map(len, parts)))
+    made = gradient_messages.parse_gradient(wire.unpack(frame), parts, sum(map(len, parts)))
     made.frame = frame
     return made
 

@@ -11,7 +11,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from distgrad import wire
+from distgrad import gradient_messages, wire
 from distgrad.durable.books import LEFT, LIVE, SILENT, MemberBook
 from distgrad.durable.replay import APPLIED, CLEARED, REFUSED, SUPERSEDED, ReplayFailed, is_gradient, recut
 from distgrad.layout import Layout
@@ -383,7 +383,7 @@ def test_a_stored_payload_is_cut_where_arenas_end_only_if_it_has_their_size() ->
     player.gradient(1)
     (whole,) = player.replay.pending.values()
     size = LAYOUT.gradient_bytes
-    odd = wire.parse_gradient(wire.unpack(gradient_header("w", 1)), [bytes(size - 1)], size - 1)
+    odd = gradient_messages.parse_gradient(wire.unpack(gradient_header("w", 1)), [bytes(size - 1)], size - 1)
 
     recut(LAYOUT, whole)
     recut(LAYOUT, odd)

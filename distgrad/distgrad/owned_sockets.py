@@ -23,6 +23,10 @@ import zmq
 
 from distgrad.errors import Forked
 
+# As plain numbers: pyzmq's flags are enums, and joining two of those takes longer than sending a small frame.
+_LAST = int(zmq.DONTWAIT)
+_MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
+
 
 class Link(enum.StrEnum):
     """What happened to a connection."""
@@ -55,13 +59,15 @@ class OwnedSocket:
         The socket; it belongs to the wrapper from now on.
     """
 
-    __slots__ = ("_monitor", "_pid", "_socket", "_thread")
+    __slots__ = ("_monitor", "_pid", "_poller", "_socket", "_thread")
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self._socket = socket
         self._thread = get_ident()
         self._pid = os.getpid()
         self._monitor: LinkMonitor | None = None
+        self._poller = zmq.Poller()
+        self._poller.register(socket, zmq.POLLIN)
 
     def __enter__(self) -> OwnedSocket:
         return self
@@ -144,8 +150,11 @@ class OwnedSocket:
             False if the message was dropped whole: the peer is gone, its mark is reached, or the connection was
             refused for good. True promises nothing about its arrival.
         """
+        send = self.raw().send
         try:
-            self.raw().send_multipart(frames, zmq.DONTWAIT, copy)
+            for frame in frames[:-1]:
+                send(frame, _MORE, copy)
+            send(frames[-1], _LAST, copy)
         except zmq.ZMQError as error:
             if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 return False
@@ -165,10 +174,16 @@ class OwnedSocket:
         list of zmq.Frame, or of bytes
             The message. Empty if there is none: no message has no frames.
         """
+        recv = self.raw().recv
+        # As frames: they know whether more follow, and asking the socket costs as much again as receiving.
         try:
-            return self.raw().recv_multipart(zmq.DONTWAIT, copy)
+            frames = [recv(_LAST, False)]
         except zmq.Again:
             return []
+        # All frames of a message have arrived when its first one has, so none of these waits.
+        while frames[-1].more:
+            frames.append(recv(_LAST, False))
+        return [frame.bytes for frame in frames] if copy else frames
 
     def poll(self, timeout_ms: int) -> bool:
         """Wait for a message.
@@ -183,7 +198,8 @@ class OwnedSocket:
         bool
             True if `recv_multipart` will return one.
         """
-        return bool(self.raw().poll(timeout_ms, zmq.POLLIN))
+        self.raw()
+        return bool(self._poller.poll(timeout_ms))
 
     def close(self, linger_ms: int | None = None) -> None:
         """Close the socket and its monitor. Idempotent.

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.core_kit import Kit
 
 from distgrad.codec import encode
 from distgrad.layout import Layout
 from distgrad.rules import Adam, Rule
 from distgrad_broker.events import WorkDue
+from support.core_kit import Kit
 
 ONE_ARENA = Layout.of(np.zeros(5, np.float32))
 VALUES = st.floats(-2, 2, width=32) | st.just(float("nan"))

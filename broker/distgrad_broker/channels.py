@@ -140,7 +140,7 @@ class ControlChannel:
             None if there is nothing to read.
         """
         # Looking first is cheaper than the exception of a socket that has nothing.
-        if not self.socket.raw().getsockopt(_EVENTS) & _READABLE:
+        if not int(self.socket.raw().getsockopt(_EVENTS)) & _READABLE:
             return None
         frames = self.socket.recv_multipart()
         if not frames:

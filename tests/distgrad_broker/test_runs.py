@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from distgrad.codec import encode
 from distgrad.layout import Layout
 from distgrad.rules import Adam, Rule
-from distgrad_broker.events import WorkDue
+from distgrad_broker.events import Reply, WorkDue
 from support.core_kit import Kit
 
 ONE_ARENA = Layout.of(np.zeros(5, np.float32))
@@ -60,7 +60,7 @@ def outcome(groups: list[list[Any]], rule: Rule | None, limit: int, *, is_based:
         kit.core.name,
         [(member.describe(kit.now), member.decided_cursor, list(member.refusals)) for member in state.members],
         (state.outcomes, state.refused, state.staleness, state.staleness_sum, state.queued_bytes),
-        [effect.header for effect in kit.effects if getattr(effect, "header", {}).get("settled") is not None],
+        [effect.header for effect in kit.effects if isinstance(effect, Reply)],
     )
 
 

@@ -122,8 +122,16 @@ MUTATIONS = [
         "decided ahead of an earlier number, and forgotten",
         (
             f"{BROKER}/settling.py",
-            "        use_up_ahead(state, member)\n\n\ndef use_up",
-            "        pass\n\n\ndef use_up",
+            "        use_up_ahead(state, member)\n\n\ndef settle_applied",
+            "        pass\n\n\ndef settle_applied",
+        ),
+    ),
+    _mutation(
+        "gradients that share a message all get the first one's numbers",
+        (
+            "distgrad/distgrad/gradient_messages.py",
+            "payload[index * size : (index + 1) * size]",
+            "payload[:size]",
         ),
     ),
     # The disk

@@ -3,6 +3,7 @@
 | thread | owns | receives through | gives away |
 |---|---|---|---|
 | files (``distgrad-files``) | the data folder, and the file of a save | a queue | what was written, by `on_event` |
+| sync (``distgrad-sync``) | nothing: waits for the disk while the file thread writes on | a queue | that it is done |
 
 The queue is bounded by the grants: a gradient in it is not settled, and so counts for its worker.
 """
@@ -14,6 +15,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from distgrad.durable.disk_events import DiskTroubled, WriteCheckpoint
 from distgrad.durable.disk_writer import DiskWriter, Written
@@ -51,6 +53,7 @@ class FileThread:
         self._on_event = on_event
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._syncs: ThreadPoolExecutor | None = None
 
     def save(self, job: SaveParameters) -> None:
         """Write a version to its file; returns at once.
@@ -89,6 +92,9 @@ class FileThread:
             self._jobs.put(None)
             self._thread.join()
             self._thread = None
+        if self._syncs is not None:
+            self._syncs.shutdown()
+            self._syncs = None
 
     def write_now(self, job: SaveParameters) -> str | None:
         """Write a version to its file on the calling thread.
@@ -116,8 +122,18 @@ class FileThread:
     def _put(self, job: Job) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="distgrad-files", daemon=True)
+            if self._writer is not None:
+                self._syncs = ThreadPoolExecutor(1, "distgrad-sync")
+                self._writer.sync_beside(self._sync)
             self._thread.start()
         self._jobs.put(job)
+
+    def _sync(self, call: Callable[[], None]) -> Future[None]:
+        """Have the disk waited for, and the file thread woken after that."""
+        assert self._syncs is not None
+        future = self._syncs.submit(call)
+        future.add_done_callback(lambda _: self._jobs.put(()))
+        return future
 
     def _run(self) -> None:
         try:

@@ -139,8 +139,8 @@ MUTATIONS = [
         "a new segment's name is not synced",
         (
             f"{DURABLE}/journal.py",
-            "            if not segment.is_on_disk:\n                self._disk.sync_folder(self._folder)\n",
-            "",
+            "            self._disk.sync_folder(self._folder)\n        except OSError:\n            segment.close()",
+            "            pass\n        except OSError:\n            segment.close()",
         ),
     ),
     _mutation(
@@ -167,8 +167,8 @@ MUTATIONS = [
         "a checkpoint is written before the journal that it covers",
         (
             f"{DURABLE}/disk_writer.py",
-            "self._journal.durable < checkpoint.sequence:\n            return",
-            "False:\n            return",
+            "        if self._must_wait_for_records(job):\n            return\n",
+            "",
         ),
         (f"{DURABLE}/disk_writer.py", "is_enough or is_awaited else", "is_enough else"),
     ),

@@ -1,5 +1,7 @@
 """What the file thread does, a step at a time and without a thread or a clock: journal first, checkpoints beside it.
 
+While the disk is waited for, the next records are copied to the file: each takes about as long as the other.
+
 A checkpoint is written in pieces of a few megabytes; between two of them the journal gets its turn, so that settling
 does not wait for a checkpoint. Where the disk fails nothing is lost: records stay here until they are on it, and
 writing is tried again.
@@ -15,6 +17,7 @@ from distgrad.durable.data_folder import DataFolder
 from distgrad.durable.disk import Disk
 from distgrad.durable.disk_events import CheckpointEnded, DiskTroubled, RecordsWritten, WriteCheckpoint
 from distgrad.durable.journal import Journal
+from distgrad.durable.open_segment import Submit, at_once
 from distgrad.durable.records import Record
 from distgrad.errors import DistgradError
 
@@ -98,6 +101,17 @@ class DiskWriter:
         assert self._job is None
         self._job = job
 
+    def sync_beside(self, submit: Submit) -> None:
+        """Have the disk waited for elsewhere from now on.
+
+        Parameters
+        ----------
+        submit : callable
+            Does what it is given on another thread; when that has ended, `step` is to be called.
+        """
+        if self._journal is not None:
+            self._journal.submit = submit
+
     def hurry(self) -> None:
         """Write what there is without waiting for more: nothing more comes."""
         self._is_hurried = True
@@ -116,11 +130,15 @@ class DiskWriter:
         float or None
             Seconds; None if only more records or another checkpoint can bring work.
         """
-        if self._job is not None and not self._is_troubled:
+        journal, job = self._journal, self._job
+        if self._is_troubled:
+            return max(0.0, self._retry_at - now) if self._has_records or job is not None else None
+        is_syncing = journal is not None and journal.is_syncing
+        if job is not None and not (is_syncing and self._must_wait_for_records(job)):
             return 0.0
-        if not self._has_records:
-            return max(0.0, self._retry_at - now) if self._job is not None else None
-        return max(0.0, self._due_at(now) - now)
+        if is_syncing:
+            return 0.0 if self._may_write_more else None
+        return max(0.0, self._due_at(now) - now) if self._has_records else None
 
     def step(self, now: float) -> list[Written]:
         """Do what is due, for a few milliseconds if the disk is a fast one.
@@ -137,8 +155,8 @@ class DiskWriter:
         """
         events: list[Written] = []
         journal = self._journal
-        if journal is not None and self._has_records and now >= self._due_at(now):
-            self._sync(journal, events, now)
+        if journal is not None and (journal.is_syncing or (self._has_records and now >= self._due_at(now))):
+            self._write(journal, events, now)
         if self._job is not None and now >= self._retry_at:
             self._advance(self._job, events)
         return events
@@ -157,6 +175,8 @@ class DiskWriter:
             What the core must be told.
         """
         self.hurry()
+        if self._journal is not None:
+            self._journal.submit = at_once
         events = self.step(now)
         while not self._is_troubled and (self._has_records or self._job is not None):
             events += self.step(now)
@@ -174,41 +194,62 @@ class DiskWriter:
     def _has_records(self) -> bool:
         return bool(self._waiting) or (self._journal is not None and self._journal.unsynced_bytes > 0)
 
+    @property
+    def _may_write_more(self) -> bool:
+        """Whether there are records for the piece that is being gathered."""
+        return bool(self._waiting) and self._journal is not None and self._journal.idle_bytes < PIECE_BYTES
+
+    def _must_wait_for_records(self, job: WriteCheckpoint) -> bool:
+        """Tell whether the disk does not have all records yet that a checkpoint covers."""
+        return self._journal is not None and self._journal.durable < job.checkpoint.sequence
+
     def _due_at(self, now: float) -> float:
         """Tell when records must be forced to the disk."""
         if self._is_troubled:
             return self._retry_at
         if self._waits_since is None:
             self._waits_since = now
-        is_enough = self._waiting_bytes >= self._sync_bytes > 0
-        # A checkpoint waits for the records that it covers.
-        durable = 0 if self._journal is None else self._journal.durable
-        is_awaited = self._job is not None and durable < self._job.checkpoint.sequence
+        gathered = self._waiting_bytes + (0 if self._journal is None else self._journal.idle_bytes)
+        is_awaited = self._job is not None and self._must_wait_for_records(self._job)
+        is_enough = gathered >= self._sync_bytes > 0
         return now if self._is_hurried or is_enough or is_awaited else self._waits_since + self._sync_s
 
-    def _sync(self, journal: Journal, events: list[Written], now: float) -> None:
-        while self._waiting and journal.unsynced_bytes < PIECE_BYTES:
+    def _write(self, journal: Journal, events: list[Written], now: float) -> None:
+        """Write the next piece, and have it forced to the disk as soon as the one before is there."""
+        before, trouble = journal.durable, None
+        try:
+            self._write_piece(journal, now)
+        except OSError as error:
+            trouble = f"{error.strerror or error} ({error.filename or self._folder.path})"
+        if journal.durable > before:
+            if self._is_troubled:
+                self._is_troubled = False
+                events.append(DiskTroubled(None))
+            events.append(RecordsWritten(journal.durable))
+        if trouble is not None:
+            self._retry_at = now + RETRY_S
+            self._is_troubled = True
+            events.append(DiskTroubled(trouble))
+
+    def _write_piece(self, journal: Journal, now: float) -> None:
+        journal.end_sync(waits=self._is_hurried)
+        if self._is_troubled and now < self._retry_at:
+            return
+        while self._may_write_more:
             record = self._waiting.popleft()
             self._waiting_bytes -= record.size
             journal.append(record.header, list(map(bytes, record.parts)) if record.is_shared else record.parts)
-        if not self._waiting:
-            self._waits_since = None
-        try:
-            durable = journal.sync()
-        except OSError as error:
-            self._retry_at = now + RETRY_S
-            self._is_troubled = True
-            events.append(DiskTroubled(f"{error.strerror or error} ({error.filename or self._folder.path})"))
-            return
-        if self._is_troubled:
-            self._is_troubled = False
-            events.append(DiskTroubled(None))
-        events.append(RecordsWritten(durable))
+        journal.write()
+        if journal.end_sync(waits=False) and journal.idle_bytes and now >= self._due_at(now):
+            journal.start_sync()
+            if not self._waiting:
+                self._waits_since = None
+            journal.end_sync(waits=False)
 
     def _advance(self, job: WriteCheckpoint, events: list[Written]) -> None:
         """Write the next piece of a checkpoint, once the journal has all that it covers."""
         checkpoint = job.checkpoint
-        if self._journal is not None and self._journal.durable < checkpoint.sequence:
+        if self._must_wait_for_records(job):
             return
         path = self._folder.checkpoint_path(checkpoint.sequence, checkpoint.version)
         try:

@@ -1,7 +1,7 @@
 """Writing a journal: records go to memory, to a file, and to the disk, and are forgotten only then.
 
 States of a record: *pending* (appended), *written* (in the open segment, so that it outlives the process), *durable*
-(outlives the machine). Invariants:
+(outlives the machine). The disk may be waited for on another thread (`start_sync`), while more is written. Invariants:
 
 - Records become durable in order; `Journal.durable` is the last one.
 - A segment is made only when all records before its first one are durable, so only the last one can have a torn end.
@@ -15,12 +15,14 @@ import errno
 import os
 import secrets
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from itertools import chain
 from typing import Any
 
-from distgrad.durable.disk import Disk, File
+from distgrad.durable.disk import Disk
 from distgrad.durable.journal_reader import read, trim
+from distgrad.durable.open_segment import OpenSegment, Submit, at_once
 from distgrad.durable.record import pack
 from distgrad.durable.segment import HEADER_BYTES, pack_header, segment_name, segments
 from distgrad.errors import StateError
@@ -57,6 +59,8 @@ class Journal:
         Bytes of the records that do not yet.
     appended_bytes : int
         Bytes of all records so far.
+    submit : callable
+        Where `start_sync` waits for the disk; by default it does so by itself.
     """
 
     def __init__(
@@ -72,13 +76,27 @@ class Journal:
         self.durable = next_sequence - 1
         self.unsynced_bytes = 0
         self.appended_bytes = 0
+        self.submit: Submit = at_once
         self._disk = disk
         self._folder = folder
         self._segment_bytes = segment_bytes
         self._salt = secrets.randbits(64) if salt is None else salt
         self._pending: list[tuple[list[Any], int]] = []
         self._written: list[tuple[list[Any], int]] = []
-        self._segment: _OpenSegment | None = None
+        self._segment: OpenSegment | None = None
+        # For how many of the written records the disk is waited for, and the outcome.
+        self._syncing: tuple[int, Future[None]] | None = None
+
+    @property
+    def is_syncing(self) -> bool:
+        """Whether `end_sync` must still be called."""
+        return self._syncing is not None
+
+    @property
+    def idle_bytes(self) -> int:
+        """Bytes of the records that no sync is under way for."""
+        count = 0 if self._syncing is None else self._syncing[0]
+        return self.unsynced_bytes - sum(size for _, size in self._written[:count])
 
     def append(self, header: bytes, parts: Sequence[Any]) -> int:
         """Take a record, in memory only.
@@ -130,14 +148,62 @@ class Journal:
         Raises
         ------
         OSError
-            If the disk does not take it all. Nothing is lost: `durable` tells how far it got, and the next call tries
+            If the disk does not take it all. Nothing is lost: `durable` tells how far it got, the next call tries
             again.
         """
+        self.end_sync()
         self.write()
+        self.start_sync()
+        self.end_sync()
+        return self.durable
+
+    def start_sync(self) -> None:
+        """Begin to force what was written to the disk, if there is something; `end_sync` must follow."""
+        assert self._syncing is None
         if self._written:
             assert self._segment is not None  # it has what was written
-            self._sync(self._segment)
-        return self.durable
+            self._syncing = len(self._written), self.submit(self._segment.file.sync)
+
+    def end_sync(self, *, waits: bool = True) -> bool:
+        """Take note of what the disk has, if a sync was begun.
+
+        Parameters
+        ----------
+        waits : bool
+            Whether to wait for it.
+
+        Returns
+        -------
+        bool
+            Whether none is under way any more.
+
+        Raises
+        ------
+        OSError
+            If the disk did not take it all; as for `sync`.
+        """
+        if self._syncing is None:
+            return True
+        count, future = self._syncing
+        if not (waits or future.done()):
+            return False
+        segment = self._segment
+        assert segment is not None
+        try:
+            future.result()
+        except OSError:
+            self._give_up()
+            raise
+        self._syncing = None
+        self.durable += count
+        self.unsynced_bytes -= sum(size for _, size in self._written[:count])
+        del self._written[:count]
+        if not segment.is_on_disk:
+            segment.is_on_disk = True
+            for path in segment.replaced:
+                with suppress(OSError):  # it holds only what this one holds, too
+                    self._disk.remove(path)
+        return True
 
     def remove_before(self, sequence: int) -> None:
         """Remove the segments that hold nothing from a record on.
@@ -162,6 +228,7 @@ class Journal:
 
     def close(self) -> None:
         """Close the file. What was not synced may be lost: call `sync` before."""
+        self._stop_syncing()
         if self._segment is not None:
             self._segment.trim()
             self._segment.close()
@@ -169,6 +236,7 @@ class Journal:
 
     def abandon(self) -> None:
         """Close the file, and remove it if nothing in it counts: those of many tries would fill the disk."""
+        self._stop_syncing()
         if self._segment is not None:
             segment, self._segment = self._segment, None
             segment.close()
@@ -176,7 +244,7 @@ class Journal:
                 with suppress(OSError):
                     self._disk.remove(segment.path)
 
-    def _begin(self) -> _OpenSegment:
+    def _begin(self) -> OpenSegment:
         """Make the next segment; nothing has changed if that fails."""
         first = self.durable + 1
         found = segments(self._disk, self._folder)
@@ -185,12 +253,20 @@ class Journal:
         same = [segment for segment in found if segment.first == first]
         path = os.path.join(self._folder, segment_name(first, same[-1].attempt + 1 if same else 0))
         size = max(self._segment_bytes, HEADER_BYTES + self._pending[0][1])
-        segment = _OpenSegment(path, self._disk.create(path), size, [each.path for each in same])
+        segment = OpenSegment(path, self._disk.create(path), size, [each.path for each in same])
         segment.reserve()
+        try:
+            # Before there is anything in it: later, Linux would have to write all of that first.
+            self._disk.sync_folder(self._folder)
+        except OSError:
+            segment.close()
+            with suppress(OSError):
+                self._disk.remove(path)
+            raise
         self._segment = segment
         return segment
 
-    def _count_that_fits(self, segment: _OpenSegment) -> int:
+    def _count_that_fits(self, segment: OpenSegment) -> int:
         room = segment.size - (segment.offset or HEADER_BYTES)
         for count, (_, size) in enumerate(self._pending):
             if size > room:
@@ -198,7 +274,7 @@ class Journal:
             room -= size
         return len(self._pending)
 
-    def _write(self, segment: _OpenSegment, count: int) -> None:
+    def _write(self, segment: OpenSegment, count: int) -> None:
         batch = self._pending[:count]
         buffers = list(chain.from_iterable(record for record, _ in batch))
         size = sum(size for _, size in batch)
@@ -215,66 +291,26 @@ class Journal:
         self._written += batch
         del self._pending[:count]
 
-    def _sync(self, segment: _OpenSegment) -> None:
-        try:
-            segment.file.sync()
-            if not segment.is_on_disk:
-                self._disk.sync_folder(self._folder)
-        except OSError:
-            self._give_up()
-            raise
-        self.durable += len(self._written)
-        self.unsynced_bytes -= sum(size for _, size in self._written)
-        self._written.clear()
-        if not segment.is_on_disk:
-            segment.is_on_disk = True
-            for path in segment.replaced:
-                with suppress(OSError):  # it holds only what this one holds, too
-                    self._disk.remove(path)
-
-    def _end(self, segment: _OpenSegment) -> None:
+    def _end(self, segment: OpenSegment) -> None:
         """Close a full segment, once all of it is on the disk."""
+        self.end_sync()
         segment.trim()
-        if self._written:
-            self._sync(segment)
+        self.start_sync()
+        self.end_sync()
         segment.close()
         self._segment = None
+
+    def _stop_syncing(self) -> None:
+        """Wait until nobody uses the file any more, whatever comes of it."""
+        if self._syncing is not None:
+            self._syncing[1].exception()
+            self._syncing = None
 
     def _give_up(self) -> None:
         """Take back what is not durable, to be written to another segment."""
         self._pending[:0] = self._written
         self._written.clear()
         self.abandon()
-
-
-class _OpenSegment:
-    """The segment that is written to; `replaced` are older ones that begin with the same record."""
-
-    __slots__ = ("file", "is_on_disk", "offset", "path", "replaced", "size")
-
-    def __init__(self, path: str, file: File, size: int, replaced: list[str]) -> None:
-        self.path = path
-        self.file = file
-        self.size = size
-        self.replaced = replaced
-        self.offset = 0
-        self.is_on_disk = False
-
-    def reserve(self) -> None:
-        """Reserve room, so that a sync need not write the file's size; on a tiny disk there may be none."""
-        try:
-            self.file.allocate(self.size)
-        except OSError:
-            self.trim()
-
-    def trim(self) -> None:
-        """Cut off what is behind the last record; the reader copes with it as well."""
-        with suppress(OSError):
-            self.file.truncate(self.offset)
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self.file.close()
 
 
 def resume(

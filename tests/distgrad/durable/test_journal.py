@@ -59,7 +59,7 @@ def test_a_batch_is_one_write_and_a_sync_of_nothing_is_no_call(disk: SimDisk) ->
     journal.sync()
     journal.write()
 
-    assert disk.calls == ["create", "allocate", "write", "sync", "sync_folder", "write", "sync"]
+    assert disk.calls == ["create", "allocate", "sync_folder", "write", "sync", "write", "sync"]
 
 
 def test_bytes_are_counted(disk: SimDisk) -> None:

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections import namedtuple
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from distgrad.errors import ConfigError, GradientRefused, LayoutError, StateErro
 from distgrad.wire import State
 from distgrad_broker import Broker
 from distgrad_worker import Worker
+from support.key_folders import make_key_folder
 
 START = {"w": np.zeros((2, 3), np.float32), "b": np.zeros(2, np.float64)}
 ONES = {"w": np.ones((2, 3)), "b": np.ones(2)}
@@ -242,6 +244,22 @@ def test_examples_and_loss_are_shown(worker: Worker, admin: Admin) -> None:
     assert (told["examples"], told["loss"]) == (32, 0.5)
 
 
+def test_status_is_what_an_admin_is_told(worker: Worker, admin: Admin) -> None:
+    worker.push(ONES)
+    worker.flush()
+
+    status = worker.status()
+
+    assert (status["version"], status["optimizer"], status["policy"]["policy"]) == (1, None, "async")
+    assert status.keys() == admin.status().keys()
+
+
+def test_status_is_told_to_a_key_that_may_only_work(tmp_path: Path) -> None:
+    keys = make_key_folder(tmp_path)
+    with Broker(parameters=START, keys=keys.folder) as closed, Worker(closed.address, keys=keys.worker) as worker:
+        assert worker.status()["version"] == 0
+
+
 def test_flush_gives_up_after_its_timeout_and_can_be_called_again(worker: Worker, admin: Admin) -> None:
     admin.stop()
     worker.push(ONES)
@@ -326,7 +344,7 @@ def test_close_is_idempotent_and_ends_every_call(broker: Broker) -> None:
     worker.close()
 
     assert worker.settled == 1
-    for call in (worker.pull, worker.flush, lambda: worker.push(ONES), lambda: worker.initialize(START)):
+    for call in (worker.pull, worker.flush, worker.status, lambda: worker.push(ONES), lambda: worker.initialize(START)):
         with pytest.raises(StateError, match="closed"):
             call()
 

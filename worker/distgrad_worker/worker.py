@@ -305,6 +305,22 @@ class Worker:
         self._connection.check()
         return Slot(self._pusher, self._puller)
 
+    def status(self) -> dict[str, Any]:
+        """Ask what the broker is doing.
+
+        Returns
+        -------
+        dict
+            As `distgrad.Admin.status`: ``version``, ``optimizer``, ``policy``, ``workers`` and more.
+
+        Raises
+        ------
+        BrokerUnreachable
+            If the broker does not answer in time.
+        """
+        self._connection.check()
+        return dict(self._connection.puller.request("status").header["status"])
+
     def flush(self, timeout: float | None = None) -> None:
         """Wait until everything pushed so far is settled.
 

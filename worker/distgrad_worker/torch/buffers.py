@@ -7,8 +7,6 @@ worker had pulled and what it has now, and ``p - g`` of that is what it has.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from distgrad.errors import ConfigError, LayoutError
@@ -50,7 +48,7 @@ class SharedBuffers:
     ) -> None:
         if policy not in POLICIES:
             raise ConfigError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
-        status: dict[str, Any] = worker._connection.puller.request("status").header["status"]
+        status = worker.status()
         if status["optimizer"] is not None:
             raise ConfigError("the broker of the buffers must have no rule: start one without --optimizer for them")
         if policy == "first" and status["policy"]["policy"] != "async":

@@ -31,9 +31,9 @@ class LearningRate:
     """
 
     def __init__(self, worker: Worker, admin: Admin | None) -> None:
-        self._client = worker._connection.puller  # `status` has no method of its own in Worker
+        self._worker = worker
         self._admin = admin
-        rule: dict[str, Any] = self._client.request("status").header["status"]["optimizer"] or {"name": "none"}
+        rule: dict[str, Any] = worker.status()["optimizer"] or {"name": "none"}
         self._name: str = rule["name"]
         self._is_linear = self._name == "none" or (
             self._name == "sgd" and not rule["momentum"] and not rule["weight_decay"]
@@ -77,7 +77,8 @@ class LearningRate:
             if self._admin is not None:
                 self._admin.set_parameters(lr=lr)
             else:
-                self._client.request("configure", mutating=True, settings={"lr": lr})
+                # Not a verb of Worker: only where the broker has no keys may a worker change settings.
+                self._worker._connection.puller.request("configure", mutating=True, settings={"lr": lr})
         except Forbidden as error:
             raise Forbidden(
                 error.code,

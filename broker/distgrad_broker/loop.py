@@ -199,8 +199,10 @@ class Loop:
                 self._ends_at = min(self._ends_at, now + FAREWELL_S)
 
     def close(self) -> None:
-        """Close the pipe that wakes the loop; `post` does nothing from then on."""
+        """Close the pipe that wakes the loop; `post` does nothing from then on. Idempotent."""
         with self._pipe_lock:
+            if self._is_closed:
+                return
             self._is_closed = True
             os.close(self._wake_read)
             os.close(self._wake_write)

@@ -26,6 +26,8 @@ _FLUSH_FROM_BYTES = 1 << 20
 _WARM_UP_TO_BYTES = 8 << 20
 # Gradients' headers and small parts; a copy is cheaper than one more buffer in a gathered write.
 _JOIN_BELOW_BYTES = 4096
+# In the place of a descriptor that was closed.
+_CLOSED = -1
 
 
 class OsFile:
@@ -74,8 +76,10 @@ class OsFile:
         getattr(os, "fdatasync", os.fsync)(self._descriptor)
 
     def close(self) -> None:
-        """Close the file; see `File.close`."""
-        os.close(self._descriptor)
+        """Close the file; see `File.close`. Idempotent."""
+        descriptor, self._descriptor = self._descriptor, _CLOSED
+        if descriptor != _CLOSED:  # a second close would be of somebody else's file, under the same number
+            os.close(descriptor)
 
 
 class OsDisk:
@@ -171,8 +175,10 @@ class OsLock:
             ) from error
 
     def close(self) -> None:
-        """Give the lock back; see `Lock.close`."""
-        os.close(self._descriptor)
+        """Give the lock back; see `Lock.close`. Idempotent."""
+        descriptor, self._descriptor = self._descriptor, _CLOSED
+        if descriptor != _CLOSED:  # a second close would be of somebody else's file, under the same number
+            os.close(descriptor)
 
 
 def _lock(descriptor: int) -> None:

@@ -197,3 +197,17 @@ def test_a_lock_file_that_cannot_be_made_is_no_folder_in_use(disk: Disk, tmp_pat
     with pytest.raises(OSError, match="No such file") as caught:
         disk.lock(str(tmp_path / "missing" / "lock"))
     assert caught.value.errno == errno.ENOENT
+
+
+def test_a_second_close_does_not_close_what_got_the_number_since(tmp_path: Path) -> None:
+    disk = OsDisk()
+    file, lock = disk.create(str(tmp_path / "file")), disk.lock(str(tmp_path / "lock"))
+    file.close()
+    lock.close()
+    others = [os.open(tmp_path, os.O_RDONLY) for _ in range(2)]
+
+    file.close()
+    lock.close()
+
+    for other in others:
+        os.close(other)  # an error if it is not open any more

@@ -189,7 +189,7 @@ class Top(App[None]):
                 continue
             known.discard(worker["id"])
             for column, cell in zip(COLUMNS, cells, strict=True):
-                table.update_cell(worker["id"], column, cell)
+                table.update_cell(worker["id"], column, cell, update_width=True)  # numbers grow
         for gone in known:
             if gone is not None:
                 table.remove_row(gone)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import html
+import os
+import re
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from distgrad.errors import Fenced
 from distgrad.seeing.watcher import Watcher
 from distgrad_broker import Broker
 from distgrad_worker import Worker
+from support.processes import Process
 
 pytest.importorskip("textual", reason="needs the extra `top`: textual")
 
@@ -23,13 +28,28 @@ from textual.widgets import DataTable, Sparkline, Static
 
 from distgrad.seeing.top import COLUMNS, Top
 
+# Where somebody wants the pictures of the documentation made anew.
+PICTURES = os.environ.get("PICTURES")
+NOISE = np.random.default_rng(0)
+VICTIM = """
+import signal, sys
+import numpy as np
+from distgrad_worker import Worker
+
+with Worker(sys.argv[1], worker_id="victim") as worker:
+    worker.pull()
+    worker.push({"w": np.zeros(1000, np.float32)})
+    worker.flush(30)
+    print("settled", flush=True)
+    signal.pause()
+"""
 Drive = Callable[[Top, Pilot[None]], Awaitable[None]]
 
 
-def driven(broker: Broker, drive: Drive, every_s: float = 0.05) -> None:
+def driven(broker: Broker, drive: Drive, every_s: float = 0.05, size: tuple[int, int] = (150, 40)) -> None:
     async def run() -> None:
         app = Top(watcher, every_s)
-        async with app.run_test(size=(150, 40)) as pilot:
+        async with app.run_test(size=size) as pilot:
             await drive(app, pilot)
 
     with Watcher(broker.address) as watcher:
@@ -151,3 +171,41 @@ def test_text_of_peers_is_shown_as_it_is() -> None:
             assert cells(app, "[red]a[/]")["worker"] == "[red]a[/]"
 
         driven(broker, drive)
+
+
+def test_its_picture_shows_curves_and_a_worker_that_was_killed() -> None:
+    """The picture of the documentation is made anew by ``PICTURES=docs/images`` and this test."""
+    start = {"w": np.full(1000, 2.0, np.float32)}
+    with (
+        Broker(parameters=start, workers_silent_after=2.0) as broker,
+        Worker(broker.address, worker_id="steady") as steady,
+        Worker(broker.address, worker_id="quick") as quick,
+        Process(broker.address, program=(sys.executable, "-c", VICTIM)) as victim,
+    ):
+
+        def learn() -> None:
+            for worker in (quick, steady, quick):
+                w = worker.pull().parameters["w"]
+                worker.push(
+                    {"w": 0.004 * w + NOISE.normal(0, 0.002, 1000).astype(np.float32)}, loss=float((w**2).mean())
+                )
+                worker.flush(30)
+
+        async def drive(app: Top, pilot: Pilot[None]) -> None:
+            victim.wait_for_line("settled")
+            victim.kill()
+            await until(pilot, lambda: app.screen_stack[0].query_one("#workers", DataTable).row_count == 3)
+            while cells(app, "victim")["state"] != "▲ silent" or len(list(app.query_one("#loss", Sparkline).data)) < 50:  # type: ignore[arg-type]
+                await asyncio.to_thread(learn)
+            await pilot.pause()
+            # Letters of the reader's machine, not of somebody's server.
+            picture = re.sub(r"@font-face {.*?}\s*", "", app.export_screenshot(), flags=re.DOTALL)
+
+            assert re.findall(r"https?://(?!www\.w3\.org/)[^\"<]*", re.sub("<!--.*?-->", "", picture)) == []
+            shown = html.unescape(re.sub("<[^>]+>", "", picture)).replace("\xa0", " ")
+            told = ("▲ silent", " KiB ", "● live", "lost: 0", "loss ", "stop", "evict")
+            assert [words for words in told if words not in shown] == [], shown
+            if PICTURES:
+                (Path(PICTURES) / "top.svg").write_text(picture)
+
+        driven(broker, drive, 0.1, size=(110, 22))

@@ -24,6 +24,9 @@ ELSEWHERE = {
     "distgrad top 127.0.0.1:5556",
     "distgrad dashboard 127.0.0.1:5556",
     "distgrad broker --hooks alerts:Alerts",
+    # The environment and the folder of these tests.
+    'pip install ".[fast,demo,top,dashboard]"',
+    "cd examples",
 }
 PUSHES = """
 import numpy as np
@@ -85,6 +88,7 @@ def end(process: Process) -> None:
 @pytest.mark.timeout(240)
 def test_every_command_of_the_pages_about_running_it_does_what_they_say(tmp_path: Path) -> None:
     shutil.copy(ROOT / "deploy" / "broker.toml", tmp_path)
+    shutil.copy(ROOT / "examples" / "digits.py", tmp_path)
 
     with ExitStack() as stack:
         shell = Shell(stack.enter_context(two_hosts()).broker, tmp_path, stack)
@@ -111,6 +115,10 @@ def test_every_command_of_the_pages_about_running_it_does_what_they_say(tmp_path
         back = shell.begin("distgrad broker --data run --recover-until 90", r"control=\S+")
         assert "version 90" in shell.python("-m", "distgrad", "admin", "127.0.0.1", "get", "--out", "then.safetensors")
         end(back)
+
+        seen = shell.begin("distgrad broker --optimizer adam --lr 0.0005", r"control=\S+:5556")
+        assert "step 1000 of 1000" in shell.run("distgrad worker 127.0.0.1 digits:train --processes 4")
+        end(seen)
 
         shell.run("distgrad keys new serving --role read --dir keys")
         closed = stack.enter_context(

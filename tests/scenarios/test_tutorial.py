@@ -68,7 +68,7 @@ class Stage:
 
 def test_every_block_of_the_tutorial_is_run_as_it_stands(tmp_path: Path) -> None:
     install, *blocks = BLOCKS
-    assert install == ("sh", 'pip install ".[fast]"\n'), "which tests/test_package.py does"
+    assert install[1].splitlines()[-1] == 'pip install ".[fast]"', "tests/test_package.py makes such environments"
 
     with ExitStack() as stack:
         stage = Stage(tmp_path, stack)

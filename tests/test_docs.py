@@ -45,6 +45,8 @@ PAGES = sorted(
 MODULES = sorted(path for root in SOURCE_ROOTS for path in (ROOT / root).rglob("*.py"))
 SCRIPTS = sorted(path for folder in ("tests", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 README = (ROOT / "README.md").read_text()
+# In front of what was typed on a console: the host, if there are several, and whether by root.
+PROMPT = re.compile(r"^\w*[$#] ")
 INSTALL = """python3 -m venv ~/distgrad-env
 . ~/distgrad-env/bin/activate
 pip install ".[fast]"
@@ -121,7 +123,9 @@ def lines_for_a_shell(page: Path) -> Iterator[list[str]]:
     for language, block in fenced(text):
         if language in ("sh", "console"):
             for line in block.replace("\\\n", " ").splitlines():
-                yield shlex.split(line.removeprefix("$ "), comments=True)
+                typed = line if language == "sh" else PROMPT.sub("", line)
+                if language == "sh" or typed != line:  # the rest of a console is what came back
+                    yield shlex.split(typed, comments=True)
     for inline in re.findall(r"`((?:distgrad|make) [^`]+)`", prose(text)):
         yield shlex.split(inline)
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from distgrad.command import main
 from distgrad_worker import demo as demo_module
-from distgrad_worker.demo import find_example
+from distgrad_worker.demo import find_example, way_to_look_on
 from distgrad_worker.demo_view import Point, ProgressView, rate, workers_table
 
 
@@ -142,3 +142,16 @@ def test_a_picture_is_drawn_of_however_few_points(
     draw(points, tmp_path / "x.png", title="one", goal=0.95)
 
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_to_look_on_with_is_one_that_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `make demo` there is an environment that is not active, and no extra for `distgrad top` in it."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "textual" else find_spec(name))
+    monkeypatch.setenv("PATH", os.devnull)
+
+    program, *words = way_to_look_on("tcp://127.0.0.1:1").split()
+
+    assert words == ["admin", "tcp://127.0.0.1:1", "status", "--watch"]
+    assert not Path(program).is_absolute()
+    assert os.access(program, os.X_OK)

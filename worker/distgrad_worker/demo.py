@@ -13,6 +13,7 @@ import importlib.util
 import os
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,26 @@ def find_example() -> Path:
     raise FileNotFoundError(f"the demo's training code is missing: neither {places[0]} nor {places[1]} is there")
 
 
+def way_to_look_on(address: str) -> str:
+    """Give a command that can be typed here: after `make demo` it is not on the path, and has no extra `top`.
+
+    Parameters
+    ----------
+    address : str
+        The broker's control channel.
+
+    Returns
+    -------
+    str
+        A line for a shell in the same folder.
+    """
+    own = Path(sys.executable).with_name("distgrad")
+    program = "distgrad" if shutil.which("distgrad") or not own.exists() else os.path.relpath(own)
+    if importlib.util.find_spec("textual") is None:
+        return f"{program} admin {address} status --watch"
+    return f"{program} top {address}"
+
+
 def _check_extra(names: Sequence[str]) -> None:
     titles = {"sklearn": "scikit-learn"}
     missing = [titles.get(name, name) for name in names if importlib.util.find_spec(name) is None]
@@ -145,7 +166,7 @@ def _train(console: Console, workers: int, logs: Path) -> tuple[list[Point], lis
         if address is None:
             raise _failed(console, "the broker", broker, broker_log)
         console.print(f"broker at {address}, {workers} workers", soft_wrap=True)
-        console.print(f"look on from another terminal: distgrad top {address}", soft_wrap=True)
+        console.print(f"look on from another terminal: {way_to_look_on(address)}", soft_wrap=True)
         # No restarts: what fails in a demo is to be seen, not worked around.
         options = ("--processes", str(workers), "--id", "worker", "--max-restarts", "0")
         training = stack.enter_context(

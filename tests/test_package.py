@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -74,7 +75,7 @@ class Archives(NamedTuple):
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Archives:
-    pytest.importorskip("build")
+    pytest.importorskip("build.env", reason="a folder build/ is no module")
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
     (wheel,), (source,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
@@ -142,6 +143,25 @@ def test_a_bare_environment_has_a_working_command_beside_hostile_files(bare: Pat
         assert version[1] in run(*command, "--version", cwd=users_folder)
         for group in ("broker", "worker", "admin", "keys", "demo"):
             assert "--help" in run(*command, group, "--help", cwd=users_folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_bare_environment_has_nothing_that_belongs_to_an_extra(bare: Path, users_folder: Path) -> None:
+    listed = run(bare / "python", "-m", "pip", "list", "--format=json", "--disable-pip-version-check", cwd=users_folder)
+    found = {package["name"].lower() for package in json.loads(listed.splitlines()[0])}
+
+    extras = {"torch", "jax", "ray", "starlette", "uvicorn", "textual", "numba", "scikit-learn", "matplotlib"}
+    assert found & extras == set()
+    assert "distgrad" in found
+    assert len(found) < 20
+
+
+def test_importing_distgrad_imports_nothing_heavy() -> None:
+    """Not even numpy: what a name needs is imported when it is used."""
+    program = "import sys, distgrad; print(*{'numpy', 'zmq', 'rich', 'numba', 'asyncio'} & set(sys.modules))"
+
+    assert run(sys.executable, "-c", program, cwd=ROOT).strip() == ""
 
 
 @pytest.mark.slow

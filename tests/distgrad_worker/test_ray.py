@@ -79,6 +79,55 @@ def test_the_program_of_the_page_trains_and_killed_actors_come_back(tmp_path: Pa
     assert (w0, w1) == pytest.approx((2.0, -1.0), abs=0.1)
 
 
+# The digits take some seconds only: the worker itself sees to it that it is killed in the middle, once.
+DIGITS = f"""
+import functools, os, pathlib, signal
+import digits
+import ray
+from distgrad import Adam
+from distgrad_broker import Broker
+from distgrad_worker.ray import launch
+
+def train(worker):
+    was_killed = pathlib.Path(os.environ["WAS_KILLED"])
+    if os.environ["DISTGRAD_RANK"] == "0" and not was_killed.exists():
+        push, left = worker.push, iter(range(300))
+
+        def push_or_be_killed(*gradients, **details):
+            if next(left, None) is None:
+                worker.flush()
+                was_killed.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return push(*gradients, **details)
+
+        worker.push = push_or_be_killed
+    digits.train(worker)
+
+if __name__ == "__main__":
+    {INITIALIZE}
+    broker = functools.partial(Broker, optimizer=Adam(lr=0.0005))
+    with launch(train, workers=2, broker=broker) as running:
+        running.wait()
+        with running.admin() as admin:
+            print("applied:", admin.status()["applied"])
+            print("accuracy:", digits.evaluate(admin.get_model_parameters(), digits.load_data()[1])[1])
+"""
+
+
+@pytest.mark.timeout(300)
+def test_the_digits_are_learnt_although_a_worker_is_killed(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install 'distgrad[demo]'")
+    environment = {"PYTHONPATH": str(ROOT / "examples"), "WAS_KILLED": str(tmp_path / "killed")}
+
+    with run_alone(DIGITS, tmp_path, environment) as script:
+        assert script.wait(250) == 0, script.output()
+
+    told = dict(line.split(": ") for line in script.lines if line.startswith(("applied", "accuracy")))
+    # This example has no cursor, so the one that comes back begins again.
+    assert int(told["applied"]) == 4000 + 300
+    assert float(told["accuracy"]) > 0.95
+
+
 FAILS = f"""
 import functools, sys
 import ray

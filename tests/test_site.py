@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import subprocess
@@ -17,6 +18,21 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("distgrad", "distgrad_worker", "distgrad_broker", "distgrad.policies")
+
+
+# With extras of their own, so they are read and not imported.
+MODULES = (
+    *("distgrad_worker.torch", "distgrad_worker.jax", "distgrad_worker.sklearn", "distgrad_worker.ray"),
+    "distgrad_broker.hooks",
+)
+
+
+def public(module: str) -> set[str]:
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    [names] = re.findall(r"^__all__ = (\[.*?\])", Path(spec.origin).read_text(), re.MULTILINE | re.DOTALL)
+    return set(ast.literal_eval(names))
 
 
 class Links(HTMLParser):
@@ -87,6 +103,13 @@ def test_the_reference_has_every_public_name_with_its_docstring(site: Path, pack
             assert re.search(r"\W+".join(words[:4]), text), f"{name}: {words}"
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_the_reference_has_the_names_of_adapters_that_need_an_extra(site: Path, module: str) -> None:
+    page = Links(site / "reference" / f"{module}.html")
+
+    assert {name for name in public(module) if not any(anchor.endswith(f".{name}") for anchor in page.anchors)} == set()
+
+
 # What the pages that people write (not the reference, which is made) must tell of.
 
 
@@ -100,6 +123,22 @@ def test_the_pages_forget_no_public_name() -> None:
     names = {name for package in PACKAGES for name in importlib.import_module(package).__all__}
 
     assert sorted(name for name in names if not re.search(rf"\b{re.escape(name)}\b", text)) == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_page_of_names_forgets_no_name_of_an_adapter(module: str) -> None:
+    [row] = [line for line in (ROOT / "docs" / "names.md").read_text().splitlines() if line.startswith(f"| `{module}`")]
+
+    assert public(module) - set(re.findall(r"`(\w+)`", row)) == set()
+
+
+def test_no_module_with_public_names_is_forgotten() -> None:
+    """What another module of ours imports may have an ``__all__``, too; what only users import is listed here."""
+    adapters = {
+        path.stem for path in (ROOT / "worker" / "distgrad_worker").glob("*.py") if "__all__ =" in path.read_text()
+    }
+
+    assert {f"distgrad_worker.{name}" for name in adapters - {"__init__"}} <= set(MODULES)
 
 
 def test_the_pages_forget_no_command() -> None:

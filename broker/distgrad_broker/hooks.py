@@ -23,6 +23,8 @@ from distgrad import log
 from distgrad.errors import ConfigError
 from distgrad_broker.events import HooksCounted, Log
 
+__all__ = ["Happening"]
+
 _LOGGER = logging.getLogger("distgrad_broker")
 
 #: What is told, by the phrase of the log: the method that is called.

@@ -6,10 +6,12 @@ the file itself otherwise, both within the site: nothing on it depends on where 
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import re
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,14 @@ PACKAGES = {
     "distgrad_broker": "Brokers",
     "distgrad.policies": "Policies",
 }
+# The same for what may need an extra that is not installed here: these are read, not imported.
+READ = {
+    "distgrad_worker.torch": "PyTorch",
+    "distgrad_worker.jax": "JAX",
+    "distgrad_worker.sklearn": "scikit-learn",
+    "distgrad_worker.ray": "Ray",
+    "distgrad_broker.hooks": "Hooks",
+}
 COMMANDS = "commands"
 
 _LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
@@ -41,7 +51,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     pages = [
         {name: link} for line in table for name, link in re.findall(r"\[([^]]+)\]\(([^)]+\.md)\)", line.split("|")[1])
     ]
-    reference = [{name: f"reference/{name}.md"} for name in (*PACKAGES, COMMANDS)]
+    reference = [{name: f"reference/{name}.md"} for name in (*PACKAGES, *READ, COMMANDS)]
     config.nav = [{"Start here": "index.md"}, {"Pages": pages}, {"Reference": reference}]
     return config
 
@@ -68,8 +78,22 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
                 files.append(File.generated(config, _uri(target), content=target.read_bytes()))
     for name, title in PACKAGES.items():
         files.append(File.generated(config, f"reference/{name}.md", content=_reference(name, title)))
+    for name, title in READ.items():
+        blocks = [f"# {title}: `{name}`\n", *(f"::: {name}.{public}\n" for public in names_of(name))]
+        files.append(File.generated(config, f"reference/{name}.md", content="\n".join(blocks)))
     files.append(File.generated(config, f"reference/{COMMANDS}.md", content=_commands()))
     return files
+
+
+def names_of(module: str) -> list[str]:
+    """Read a module's ``__all__`` without importing the module."""
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    for statement in ast.parse(Path(spec.origin).read_text()).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
+            return sorted(ast.literal_eval(statement.value))
+    raise LookupError(f"{module} has no __all__")
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -8,14 +8,12 @@ from typing import NamedTuple
 from distgrad.codec import encode
 from distgrad.layout import Layout
 from distgrad.storage import Storage
-from distgrad.wire import PART_BYTES
 
 # A reader that asks for nothing for this long is the first to lose its hold.
 QUIET_S = 2.0
-# A version that does not fit into one reply is served in parts of this size, one a reply. Short replies make the
-# beginning come soon, stay in the reader's cache until they are copied, and are little to keep where they are copied
-# here. More parts in a reply would only be more frames, which cost both ends about 20 µs each.
-SERVED_PART_BYTES = 3 * PART_BYTES
+# Parts of one reply, of a version that does not fit into one. Short replies make the beginning come soon, stay in the
+# reader's cache until they are copied, and are little to keep where they are copied here, one or a few for each reader.
+SERVED_PARTS = 3
 # A hold keeps a view of every part: who asks again and again without reading on must not fill the memory with them.
 MAX_READERS = 256
 
@@ -67,7 +65,7 @@ class Hold:
         self.generation = generation
         self.storage = storage
         self.version = version
-        self.parts = encode(layout, storage.arenas, trained_only=False, part_bytes=SERVED_PART_BYTES)
+        self.parts = encode(layout, storage.arenas, trained_only=False)
         self.parts_read = 0
         self.last_used = now
 

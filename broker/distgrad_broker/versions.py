@@ -24,7 +24,7 @@ from distgrad.layout import Layout
 from distgrad.storage import Storage
 from distgrad.wire import RANGE_PARTS, Gradient
 from distgrad_broker.buffers import MAX_BUFFERS, Buffers
-from distgrad_broker.holds import MAX_READERS, QUIET_S, Hold, Range, least_worth_keeping
+from distgrad_broker.holds import MAX_READERS, QUIET_S, SERVED_PARTS, Hold, Range, least_worth_keeping
 from distgrad_broker.shared_versions import MIN_BYTES, SharedArenas
 
 
@@ -355,7 +355,7 @@ class Versions:
         return hold
 
     def _serve(self, hold: Hold, first: int) -> Range:
-        parts = hold.parts[first : first + 1]
+        parts = hold.parts[first : first + SERVED_PARTS]
         lent = self._buffers.loans.lend(hold.storage, parts)
         hold.parts_read = max(hold.parts_read, first + len(parts))
         return Range(hold.token, parts if lent is None else lent, len(hold.parts), lent is not None)

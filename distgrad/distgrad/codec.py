@@ -25,7 +25,6 @@ def encode(
     arenas: Sequence[np.ndarray[Any, Any]],
     *,
     trained_only: bool = True,
-    part_bytes: int = PART_BYTES,
 ) -> list[bytes | memoryview]:
     """Cut arenas into parts, without a copy of what is large.
 
@@ -37,17 +36,15 @@ def encode(
         The trained arenas, or all of them, in the layout's order.
     trained_only : bool
         Whether only the trained arenas are given, as for a gradient.
-    part_bytes : int
-        The most that a part may have; a multiple of every item's size.
 
     Returns
     -------
     list of bytes or memoryview
-        At most `part_bytes` each. Views keep the arenas alive and follow later changes to them; a small arena is
+        At most 1 MiB each. Views keep the arenas alive and follow later changes to them; a small arena is
         copied.
     """
     n_arenas = layout.n_trainable_arenas if trained_only else len(layout.arenas)
-    # As `Layout.parts` cuts by default, but in bytes: slicing a memoryview is cheap. What is small is copied: a view
+    # As `Layout.parts` cuts, but in bytes: slicing a memoryview is cheap. What is small is copied: a view
     # costs as much, and the garbage collector would have to trace each of the thousands that may wait in a window.
     parts: list[bytes | memoryview] = []
     for arena in arenas[:n_arenas]:
@@ -56,7 +53,7 @@ def encode(
                 parts.append(arena.tobytes())
         else:
             data = arena.view(np.uint8).data  # a buffer of bfloat16 cannot be cast
-            parts += [data[start : start + part_bytes] for start in range(0, data.nbytes, part_bytes)]
+            parts += [data[start : start + PART_BYTES] for start in range(0, data.nbytes, PART_BYTES)]
     return parts
 
 

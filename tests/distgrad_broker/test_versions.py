@@ -10,8 +10,9 @@ import pytest
 from distgrad.errors import GradientRefused
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
+from distgrad.wire import PART_BYTES
 from distgrad_broker.buffers import MAX_BUFFERS, MAX_HELD
-from distgrad_broker.holds import MAX_READERS, QUIET_S, SERVED_PART_BYTES
+from distgrad_broker.holds import MAX_READERS, QUIET_S, SERVED_PARTS
 from distgrad_broker.versions import Versions
 from support.core_kit import Kit
 
@@ -44,11 +45,11 @@ class Pool:
     def rest(self, token: str, now: float = 0.0) -> float | None:
         """Read on to the end, and tell the value that all trained numbers have."""
         values: set[Any] = set()
-        for first in range(1, 8):
+        for first in range(SERVED_PARTS, len(LARGE.parts()), SERVED_PARTS):
             found = self.versions.read(token, first, now)
             if found is None:
                 return None
-            trained = [part for part in found.parts if len(part) == SERVED_PART_BYTES]
+            trained = [part for part in found.parts if len(part) == PART_BYTES]
             values |= {value for part in trained for value in np.frombuffer(part, np.float32)[:: 1 << 16]}
         (value,) = values
         return float(value)
@@ -170,7 +171,7 @@ def test_what_is_lent_is_not_written_to_and_only_one_version_is_lent() -> None:
     assert not copied.is_lent
     pool.update(3)
 
-    assert {value for part in lent.parts for value in np.frombuffer(part, np.float32)[:: 1 << 16]} == {0.0}
+    assert {value for part in lent.parts[1:] for value in np.frombuffer(part, np.float32)[:: 1 << 16]} == {0.0}
     assert pool.buffers() <= MAX_BUFFERS
     del lent, copied
     again = pool.versions.open(0.0)

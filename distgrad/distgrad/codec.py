@@ -21,10 +21,7 @@ _PAGE_BYTES = 4096
 
 
 def encode(
-    layout: Layout,
-    arenas: Sequence[np.ndarray[Any, Any]],
-    *,
-    trained_only: bool = True,
+    layout: Layout, arenas: Sequence[np.ndarray[Any, Any]], *, trained_only: bool = True
 ) -> list[bytes | memoryview]:
     """Cut arenas into parts, without a copy of what is large.
 
@@ -40,12 +37,11 @@ def encode(
     Returns
     -------
     list of bytes or memoryview
-        At most 1 MiB each. Views keep the arenas alive and follow later changes to them; a small arena is
-        copied.
+        At most 1 MiB each. Views keep the arenas alive and follow later changes to them; a small arena is copied.
     """
     n_arenas = layout.n_trainable_arenas if trained_only else len(layout.arenas)
-    # As `Layout.parts` cuts, but in bytes: slicing a memoryview is cheap. What is small is copied: a view
-    # costs as much, and the garbage collector would have to trace each of the thousands that may wait in a window.
+    # As `Layout.parts` cuts, but in bytes: slicing a memoryview is cheap. What is small is copied: a view costs as
+    # much, and the garbage collector would have to trace each of the thousands that may wait in a window.
     parts: list[bytes | memoryview] = []
     for arena in arenas[:n_arenas]:
         if arena.nbytes <= SMALL_BYTES:

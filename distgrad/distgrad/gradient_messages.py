@@ -76,10 +76,7 @@ def parse_gradient(header: dict[str, Any], parts: Sequence[Any], size: int, user
         and 1 <= number <= INT64_MAX
         and type(fingerprint) is int
         and type(encoding) is str
-        and type(examples) is int
-        and 0 <= examples <= INT64_MAX
-        and (loss is None or type(loss) is float or type(loss) is int)
-        and (cursor is None or (type(cursor) in (bytes, str) and len(cursor) <= MAX_CURSOR_BYTES))
+        and _are_details(examples, loss, cursor)
         and get("kind") == GRADIENT
         and (payload is None or (type(payload) is bytes and not parts))
         and (slot is None or (type(slot) is int and slot >= 0 and payload is None and not parts))

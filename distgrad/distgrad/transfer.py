@@ -250,7 +250,7 @@ def _fetch_once(
     del reply  # and so the memory of its parts, once they are copied
     arenas = _arenas(layout, out_arenas)
     places = _Places(arenas)
-    ranges = _Ranges(client, token, parts, n_parts, timeout)
+    ranges = _Ranges(client, token, len(parts), n_parts, timeout)
     while True:
         ranges.ask()
         places.fill(parts)
@@ -303,20 +303,14 @@ class _Ranges:
     """
 
     def __init__(
-        self,
-        client: ControlClient,
-        token: str | None,
-        received: Sequence[memoryview],
-        n_parts: int,
-        timeout: float | None,
+        self, client: ControlClient, token: str | None, n_received: int, n_parts: int, timeout: float | None
     ) -> None:
         self._client = client
         self._token = token
         self._timeout = timeout
         self._n_parts = n_parts
-        self._n_received = self._n_asked = len(received)
-        self._length = len(received) or wire.RANGE_PARTS
-        self._part_bytes = max(map(len, received), default=wire.PART_BYTES)
+        self._n_received = self._n_asked = n_received
+        self._length = n_received or wire.RANGE_PARTS
         self._under_way: deque[tuple[int, Pending]] = deque()
 
     @property
@@ -325,7 +319,7 @@ class _Ranges:
 
     def ask(self) -> None:
         while self._n_asked < self._n_parts and len(self._under_way) < RANGES_AHEAD:
-            reply_bytes = min(self._n_parts - self._n_asked, self._length) * self._part_bytes
+            reply_bytes = min(self._n_parts - self._n_asked, self._length) * wire.PART_BYTES
             pending = self._client.send(
                 "range", token=self._token, first=self._n_asked, reply_bytes=reply_bytes, timeout=self._timeout
             )

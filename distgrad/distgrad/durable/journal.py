@@ -84,8 +84,8 @@ class Journal:
         self._pending: list[tuple[list[Any], int]] = []
         self._written: list[tuple[list[Any], int]] = []
         self._segment: OpenSegment | None = None
-        # For how many of the written records the disk is waited for, and the outcome.
-        self._syncing: tuple[int, Future[None]] | None = None
+        # For how many of the written records the disk is waited for, their bytes, and the outcome.
+        self._syncing: tuple[int, int, Future[None]] | None = None
 
     @property
     def is_syncing(self) -> bool:
@@ -95,8 +95,7 @@ class Journal:
     @property
     def idle_bytes(self) -> int:
         """Bytes of the records that no sync is under way for."""
-        count = 0 if self._syncing is None else self._syncing[0]
-        return self.unsynced_bytes - sum(size for _, size in self._written[:count])
+        return self.unsynced_bytes if self._syncing is None else self.unsynced_bytes - self._syncing[1]
 
     def append(self, header: bytes, parts: Sequence[Any]) -> int:
         """Take a record, in memory only.
@@ -162,7 +161,8 @@ class Journal:
         assert self._syncing is None
         if self._written:
             assert self._segment is not None  # it has what was written
-            self._syncing = len(self._written), self.submit(self._segment.file.sync)
+            size = sum(size for _, size in self._written)
+            self._syncing = len(self._written), size, self.submit(self._segment.file.sync)
 
     def end_sync(self, *, waits: bool = True) -> bool:
         """Take note of what the disk has, if a sync was begun.
@@ -184,7 +184,7 @@ class Journal:
         """
         if self._syncing is None:
             return True
-        count, future = self._syncing
+        count, size, future = self._syncing
         if not (waits or future.done()):
             return False
         segment = self._segment
@@ -196,7 +196,7 @@ class Journal:
             raise
         self._syncing = None
         self.durable += count
-        self.unsynced_bytes -= sum(size for _, size in self._written[:count])
+        self.unsynced_bytes -= size
         del self._written[:count]
         if not segment.is_on_disk:
             segment.is_on_disk = True
@@ -303,7 +303,7 @@ class Journal:
     def _stop_syncing(self) -> None:
         """Wait until nobody uses the file any more, whatever comes of it."""
         if self._syncing is not None:
-            self._syncing[1].exception()
+            self._syncing[2].exception()
             self._syncing = None
 
     def _give_up(self) -> None:

@@ -214,7 +214,7 @@ class Compiler:
         if self._cache:
             try:
                 return _compiled(function, signature, cache=True)
-            except (RuntimeError, OSError) as error:  # numba's "no locator available", a full or read-only disk
+            except (RuntimeError, OSError) as error:  # "no locator available", a full or read-only disk, `_compiled`
                 logger.info("kernels are compiled without a cache error=%r", str(error))
                 self._cache = False
         return _compiled(function, signature, cache=False)
@@ -223,6 +223,9 @@ class Compiler:
 def _compiled(function: Callable[..., Any], signature: tuple[Any, ...], *, cache: bool) -> Callable[..., int]:
     dispatcher = numba.njit(function, nogil=True, error_model="numpy", cache=cache)
     dispatcher.compile(signature)
+    if signature not in dispatcher.overloads:
+        # Processes that fill a new cache at the same moment may overwrite each other's files.
+        raise RuntimeError(f"the cache has code for other types: remove kernels.* in {dispatcher.stats.cache_path}")
     dispatcher.disable_compile()  # an array of another type is an error of ours, not a reason to compile
     compiled: Callable[..., int] = dispatcher
     return compiled

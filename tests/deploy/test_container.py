@@ -141,6 +141,24 @@ def test_the_compose_file_fits_the_schema_of_compose() -> None:
     assert ended.returncode == 0, ended.stdout
 
 
+def test_compose_accepts_the_file() -> None:
+    """Compose's own check: Compose 2 where there is one, else the old one, which knows no name of a project yet."""
+    described = (DEPLOY / "compose.yaml").read_text()
+    command = ["docker", "compose"]
+    if not shutil.which("docker") or subprocess.run([*command, "version"], capture_output=True, check=False).returncode:
+        if not shutil.which("docker-compose"):
+            pytest.skip("there is no Compose on this machine: apt install docker-compose")
+        command = ["docker-compose"]
+        described = re.sub(r"^name:.*$", "", described, flags=re.MULTILINE)
+    options = ["--project-directory", str(DEPLOY), "--file", "-", "config", "--quiet"]
+
+    ended = subprocess.run(
+        [*command, *options], input=described, capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert ended.returncode == 0, ended.stderr
+
+
 def compose() -> Any:
     yaml = pytest.importorskip("yaml", reason="needs the extra deploy")
     return yaml.safe_load((DEPLOY / "compose.yaml").read_text())

@@ -116,7 +116,7 @@ def violations(page: Any) -> list[str]:
     return [f"{found['impact']}: {found['id']}" for found in Axe().run(page).response["violations"]]
 
 
-def test_workers_appear_the_loss_falls_and_a_killed_one_is_silent(
+def test_workers_appear_the_loss_falls_and_a_killed_one_is_lost(
     browser: Any, broker: Broker, server: DashboardServer, training: Path
 ) -> None:
     requests: list[str] = []
@@ -130,7 +130,7 @@ def test_workers_appear_the_loss_falls_and_a_killed_one_is_silent(
         assert "at first" in page.locator("#chart-loss svg").get_attribute("aria-label")
 
         victim.kill()
-        has_text(page, "#rows tr:has-text('victim')", "▲ silent")
+        has_text(page, "#rows tr:has-text('victim')", "▲ lost")
         has_text(page, "#rows tr:has-text('steady')", "live")
         has_text(page, "#numbers", "1 of 2")
         assert page.locator("#numbers div:has(dt:text-is('Lost')) dd").inner_text() == "0"
@@ -169,7 +169,7 @@ def test_only_the_link_that_controls_has_buttons_and_they_work(
         control.get_by_role("button", name="Evict a").click()
         control.get_by_role("button", name="Evict", exact=True).last.click()
         has_text(control, "#said", "evicted a")
-        has_text(watch, "#rows", "▲ silent")
+        has_text(watch, "#rows", "▲ lost")
         assert process.wait() != 0, "the process is told, and ends"
     control.context.close()
     watch.context.close()
@@ -220,7 +220,7 @@ def test_it_is_accessible_and_fits_in_light_dark_and_on_a_phone(
         page = opened(browser, server.link(server.tokens.watch))
         has_text(page, "#rows tr:has-text('gone')", "live")
         gone.kill()
-        has_text(page, "#rows tr:has-text('gone')", "silent")
+        has_text(page, "#rows tr:has-text('gone')", "lost")
         page.context.close()
         for name, options in LOOKS.items():
             page = opened(browser, server.link(server.tokens.control or ""), **options)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# A sign beside the word: the meaning is never in the colour alone.
-_SIGNS = {"live": "●", "silent": "▲", "left": "○"}
+# A sign beside the word: the meaning is never in the colour alone. A worker whose lease ran out is lost to who looks on.
+_STATES = {"live": "● live", "silent": "▲ lost", "left": "○ left"}
 
 
 def decimal(value: float | None) -> str:
@@ -136,7 +136,7 @@ def state(worker: Mapping[str, Any]) -> str:
     str
         A sign and a word.
     """
-    return f"{_SIGNS.get(worker['state'], '?')} {worker['state']}"
+    return _STATES.get(worker["state"], f"? {worker['state']}")
 
 
 def worker(worker: Mapping[str, Any]) -> list[str]:

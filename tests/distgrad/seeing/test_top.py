@@ -136,7 +136,7 @@ def test_a_worker_is_evicted_only_after_a_yes() -> None:
             assert cells(app, "a")["state"] == "● live"
             await pilot.press("e", "y")
             await until(pilot, lambda: text(app, "message") == "evicted a")
-            await until(pilot, lambda: cells(app, "a")["state"] == "▲ silent")
+            await until(pilot, lambda: cells(app, "a")["state"] == "▲ lost")
 
         driven(broker, drive)
         with pytest.raises(Fenced, match="evicted"):
@@ -195,7 +195,7 @@ def test_its_picture_shows_curves_and_a_worker_that_was_killed() -> None:
             victim.wait_for_line("settled")
             victim.kill()
             await until(pilot, lambda: app.screen_stack[0].query_one("#workers", DataTable).row_count == 3)
-            while cells(app, "victim")["state"] != "▲ silent" or len(list(app.query_one("#loss", Sparkline).data)) < 50:  # type: ignore[arg-type]
+            while cells(app, "victim")["state"] != "▲ lost" or len(list(app.query_one("#loss", Sparkline).data)) < 50:  # type: ignore[arg-type]
                 await asyncio.to_thread(learn)
             await pilot.pause()
             # Letters of the reader's machine, not of somebody's server.
@@ -203,7 +203,7 @@ def test_its_picture_shows_curves_and_a_worker_that_was_killed() -> None:
 
             assert re.findall(r"https?://(?!www\.w3\.org/)[^\"<]*", re.sub("<!--.*?-->", "", picture)) == []
             shown = html.unescape(re.sub("<[^>]+>", "", picture)).replace("\xa0", " ")
-            told = ("▲ silent", " KiB ", "● live", "lost: 0", "loss ", "stop", "evict")
+            told = ("▲ lost", " KiB ", "● live", "lost: 0", "loss ", "stop", "evict")
             assert [words for words in told if words not in shown] == [], shown
             if PICTURES:
                 (Path(PICTURES) / "top.svg").write_text(picture)

@@ -95,11 +95,11 @@ function showNumbers(status) {
 
 // The workers
 
-const SIGNS = { live: "●", silent: "▲", left: "○" };
+const STATES = { live: "● live", silent: "▲ lost", left: "○ left" };
 const KINDS = { live: "good", silent: "bad", left: "" };
 const COLUMNS = [
   ["id", "Worker", (worker) => worker.id],
-  ["state", "State", (worker) => `${SIGNS[worker.state] ?? "?"} ${worker.state}`],
+  ["state", "State", (worker) => STATES[worker.state] ?? `? ${worker.state}`],
   ["rate", "Rate/s", (worker) => short(worker.rate)],
   ["staleness", "Staleness", (worker) => short(worker.staleness)],
   ["loss", "Last loss", (worker) => short(worker.loss)],

@@ -12,7 +12,7 @@ import numpy as np
 
 from distgrad import gradient_messages, wire
 from distgrad.durable.disk_events import WriteCheckpoint
-from distgrad.errors import MalformedMessage
+from distgrad.errors import CheckpointError, MalformedMessage
 from distgrad.executor import Executor
 from distgrad.holder import ParameterHolder
 from distgrad.wire import Gradient
@@ -51,6 +51,11 @@ _TIME_PASSED, _DRAINED = TimePassed(), SocketsDrained(0.0)
 _EXECUTOR = Executor(threads=1)
 
 
+def _give_up(_seconds: float) -> None:
+    """Wait for room on a full disk: another broker process does that, as nothing waits within one event."""
+    raise CheckpointError("the disk is full")
+
+
 class BrokerProcess:
     """A process that runs a broker on the world's disk.
 
@@ -75,7 +80,8 @@ class BrokerProcess:
         self._started_at = world.now
         holder = ParameterHolder(world.config.mode, world.config.rule(), threads=1)
         holder._executor = _EXECUTOR
-        data = open_data(world.config, disk, holder, world.config.consistency(), salt=world.random.getrandbits(64))
+        policy, salt = world.config.consistency(), world.random.getrandbits(64)
+        data = open_data(world.config, disk, holder, policy, salt=salt, pause=_give_up)
         reference = checks.check_recovery(world, data, holder)
         if holder.layout is None:
             holder.set_arenas(SMALL, [np.zeros(arena.size, arena.dtype) for arena in SMALL.arenas])

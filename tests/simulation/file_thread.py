@@ -98,10 +98,14 @@ class FileThread:
         world, watch = broker.world, broker.watch
         if isinstance(event, RecordsWritten):
             watch.durable = max(watch.durable, event.sequence)
-        elif isinstance(event, CheckpointEnded) and event.error is None:
-            watch.durable_ticket = event.ticket
-            watch.durable_checkpoint = self._tickets[event.ticket]
-            self._check_journal(event.path, watch.durable_checkpoint[0])
+        elif isinstance(event, CheckpointEnded):
+            # It may be there in spite of an error: of what is done after it.
+            self._needed.pop(event.path, None)
+            self._needed[event.path] = self._first_needed
+            if event.error is None:
+                watch.durable_ticket = event.ticket
+                watch.durable_checkpoint = self._tickets[event.ticket]
+                self._check_journal(event.path, watch.durable_checkpoint[0])
         if world.trace is not None:
             world.note(broker.name, str(event))
         self._posts_at = max(self._posts_at, world.now + world.disk_time(["sync"]))
@@ -112,9 +116,8 @@ class FileThread:
         broker = self.broker
         if broker.watch.durable < sequence:
             raise Violation(f"{path} is there, but the journal only up to {broker.watch.durable}")
-        self._needed.pop(path, None)
-        self._needed[path] = self._first_needed
-        kept = list(self._needed.values())[-broker.world.config.keep_checkpoints :]
+        there = set(broker.disk.paths())
+        kept = [first for path, first in self._needed.items() if path in there]
         found = segments(broker.disk, str(broker.world.config.data))
         if found and found[0].first > min(kept):
             raise Violation(f"the journal begins with {found[0].first}, but checkpoints need {kept}")

@@ -23,9 +23,10 @@ from distgrad.errors import CheckpointError, DataDamaged
 
 __all__ = ["JournalReading", "Place", "Segment", "StoredRecord", "cut", "read", "segments", "trim"]
 
-# Read at a time: little enough to be still in the processor's cache when it is applied, and memory of this size is used
-# again and again, where that of a whole segment would be new each time.
-PIECE_BYTES = 512 << 10
+# Read at a time: little enough to be in a cache of the processor still when it is applied, and memory of this size is
+# used again and again, where that of a whole segment would be new each time. Measured on gradients of 40 KB, beside the
+# floor of ``bench_recovery``: 0.51 with 512 KiB, 0.54 with 2 and 4 MiB, 0.43 with 16.
+PIECE_BYTES = 2 << 20
 # Where the words of a record's prefix are that the search for records looks at; see `distgrad.durable.record`.
 _SYNCED_WORD, _SALT_WORD = 3, 4
 

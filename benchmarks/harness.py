@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -216,14 +216,40 @@ def compare(
     **about : object
         Sizes and settings for the record.
     """
-    times: dict[str, list[tuple[float, float]]] = {"ours": [], "floor": []}
+    taken = take_turns({"ours": ours, "floor": floor}, count=count, rounds=rounds)
+    return judge(question, target, taken["ours"], taken["floor"], count=count, **about)
+
+
+def take_turns(sides: Mapping[str, Side], *, count: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Take rounds in turns; return for each side what `Side.run` told, without the first round.
+
+    Parameters
+    ----------
+    sides : mapping of str to Side
+        All ready.
+    count, rounds : int
+        As for `compare`.
+    """
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for number in range(rounds + 1):
-        for name, side in (("ours", ours), ("floor", floor)):
+        for name, side in sides.items():
             measured = side.run(count)
             if number:
                 times[name].append(measured)
-    pairs = list(zip(times["ours"], times["floor"], strict=True))
-    ratios = [f[0] / o[0] for o, f in pairs]
+    return times
+
+
+def judge(
+    question: str,
+    target: float,
+    ours: Sequence[tuple[float, float]],
+    floor: Sequence[tuple[float, float]],
+    *,
+    count: int,
+    **about: Any,
+) -> dict[str, Any]:
+    """Report the ratio of two sides of `take_turns`; parameters are those of `compare`."""
+    ratios = [f[0] / o[0] for o, f in zip(ours, floor, strict=True)]
     result = {
         "question": question,
         "target": f">= {target}",
@@ -231,11 +257,11 @@ def compare(
         "low": min(ratios),
         "high": max(ratios),
         "met": statistics.median(ratios) >= target,
-        "ours_s": statistics.median(wall for wall, _ in times["ours"]),
-        "floor_s": statistics.median(wall for wall, _ in times["floor"]),
-        "ours_cpu_s": statistics.median(cpu for _, cpu in times["ours"]),
-        "floor_cpu_s": statistics.median(cpu for _, cpu in times["floor"]),
-        "rounds": rounds,
+        "ours_s": statistics.median(wall for wall, _ in ours),
+        "floor_s": statistics.median(wall for wall, _ in floor),
+        "ours_cpu_s": statistics.median(cpu for _, cpu in ours),
+        "floor_cpu_s": statistics.median(cpu for _, cpu in floor),
+        "rounds": len(ratios),
         "count": count,
     }
     return result | about

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -83,11 +84,22 @@ def run_while_full(folder: Path, seconds: float) -> None:
         options = ("--segment-bytes", "1MiB", "--checkpoint-updates", "500", "--queue-bytes", "4MiB")
         broker = stack.enter_context(DurableBroker(folder / "data", *options))
         workers = [stack.enter_context(pusher(broker.address, place)) for place in range(WORKERS)]
+        for worker in workers:
+            stack.callback(worker.kill)  # or a test that fails would wait for them
         admin = stack.enter_context(broker.admin())
         broker.wait_for_version(200)
 
         # Again and again: what is removed by a checkpoint that was under way makes room once more.
-        wait_until(lambda: bool(fill_up(folder)) and admin.status()["disk"]["trouble"] is not None)
+        room = time.monotonic(), 0
+
+        def is_full_for_good() -> bool:
+            nonlocal room
+            size = fill_up(folder).stat().st_size
+            if size != room[1] or admin.status()["disk"]["trouble"] is None:
+                room = time.monotonic(), size
+            return time.monotonic() > room[0] + 0.6  # the journal tries again every quarter of a second
+
+        wait_until(is_full_for_good)
         filler = fill_up(folder)
         trouble = str(admin.status()["disk"]["trouble"])
         settled = [worker["settled"] for worker in admin.workers()]

@@ -211,3 +211,23 @@ def test_a_second_close_does_not_close_what_got_the_number_since(tmp_path: Path)
 
     for other in others:
         os.close(other)  # an error if it is not open any more
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice")
+def test_what_is_on_the_disk_is_not_kept_in_memory_a_page_that_is_not_full_is(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up: list[int] = []
+    file = disk.create(str(tmp_path / "file"))
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, offset, size, advice: given_up.append(offset + size))
+
+    file.write(0, [bytes(1000)])
+    file.sync()
+    assert given_up == []  # little: not worth a call
+    file.write(1000, [bytes(2 << 20)])
+    del given_up[:]  # the system was told to begin writing
+    file.sync()
+    file.sync()
+
+    assert given_up == [1000 + (2 << 20)]  # up to where there is something, so that Linux keeps the page it ends in
+    file.close()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# A sign beside the word: the meaning is never in the colour alone. A worker whose lease ran out is lost to who looks on.
+# A sign beside the word: the meaning is never in the colour alone. A worker whose lease ran out is lost to onlookers.
 _STATES = {"live": "● live", "silent": "▲ lost", "left": "○ left"}
 
 

@@ -69,6 +69,7 @@ def note_settings(state: CoreState, records: Records) -> None:
         rule=None if rule is None else [rule.name, rule.settings()],
         policy=_named(state.policy),
         weighing=state.weighing.settings(),
+        version=state.versions.version,
     )
 
 

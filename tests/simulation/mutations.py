@@ -247,6 +247,14 @@ MUTATIONS = [
         "versions are waited for that do not come again, as the parameters were replaced behind lost steps",
         (f"{BROKER}/bookkeeping.py", "books.repeatable if recovered.is_forked else [*", "[*"),
     ),
+    _mutation(
+        "versions are waited for that do not come again, as the rule was changed behind lost steps",
+        (
+            f"{DURABLE}/replay.py",
+            "holder.mode, holder.rule, books.weighing):\n            self._diverge(message)",
+            "holder.mode, holder.rule, books.weighing):\n            books.repeatable = []",
+        ),
+    ),
     # Sessions
     _mutation(
         "sessions are not in the journal",

@@ -293,7 +293,7 @@ class Recovered(NamedTuple):
     skipped : list of (str, int)
         Path and offset of damage in the journal that does not matter: the checkpoint covers what was there.
     is_forked : bool
-        Whether the versions that the last broker made do not come again, as the parameters were replaced at another.
+        Whether the versions that the last broker made do not come again (see `Replay`).
     """
 
     books: Books

@@ -67,8 +67,8 @@ class Replay:
     executors : set of str
         What the updates were computed by: other ones than today's may round otherwise.
     is_forked : bool
-        Whether the last broker replaced the parameters after updates that are lost, as without a journal of gradients
-        they may be. Then its versions have other numbers here, and do not come again.
+        Whether the last broker replaced the parameters, or was configured, after updates that are lost, as without a
+        journal of gradients they may be. Here that comes before those updates: its versions do not come again.
     """
 
     def __init__(self, holder: ParameterHolder, books: Books, until: int | None = None) -> None:
@@ -271,9 +271,13 @@ class Replay:
         arenas = [lasting_empty(arena.size, arena.dtype) for arena in layout.arenas]
         fill(layout, _cut(layout, payload), arenas)
         self.holder.set_arenas(layout, arenas)
-        self.books.repeatable = []
-        self.is_forked = message.get("version", self.holder.version) != self.holder.version
+        self._diverge(message)
         self.books.generation = message["generation"]
+
+    def _diverge(self, message: Mapping[str, Any]) -> None:
+        """Note that what follows is not what an earlier crash took back, nor what this broker's own may have taken."""
+        self.books.repeatable = []
+        self.is_forked = self.is_forked or message.get("version", self.holder.version) != self.holder.version
 
     def _absent(self, message: Mapping[str, Any], payload: memoryview) -> None:
         self._cut_pending()
@@ -287,14 +291,15 @@ class Replay:
         name, settings = message["policy"]
         # A broker notes at its beginning too what is in force, which then mostly is what was in force before.
         if (message["mode"], rule, message["weighing"]) != (holder.mode, holder.rule, books.weighing):
-            books.repeatable = []
+            self._diverge(message)
         holder.set_mode(message["mode"])
         if rule != holder.rule:
             holder.replace_rule(rule)
         if (name, settings) != books.policy:
             if books.policy is None or books.policy[0] != name:
                 books.policy_memory = {}  # if the name is the same the policy takes what still means the same
-            books.policy, books.repeatable = (name, settings), []
+            books.policy = name, settings
+            self._diverge(message)
         books.weighing = message["weighing"]
 
     def _running(self, message: Mapping[str, Any], payload: memoryview) -> None:

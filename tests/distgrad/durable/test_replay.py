@@ -289,6 +289,24 @@ def test_versions_come_again_as_long_as_nothing_happens_but_gradients(happen: Ca
     assert player.books.repeatable == ["two"]
 
 
+@pytest.mark.parametrize(("version", "is_forked"), [(0, False), (3, True), (None, False)])
+def test_versions_do_not_come_again_if_what_changed_them_was_behind_lost_updates(
+    version: int | None, is_forked: bool
+) -> None:
+    player = Player()
+    player.began("one")
+    configured(player)
+    keys = {} if version is None else {"version": version}
+
+    configured(player, rule=["sgd", {"lr": 0.5}], **keys)
+    configured(player, rule=["sgd", {"lr": 0.25}], version=0)
+
+    assert player.replay.is_forked is is_forked
+    player.began("two")
+    assert player.books.repeatable == ([] if is_forked else ["one"])
+    assert player.replay.is_forked is False
+
+
 def test_it_stops_before_the_first_update_beyond_the_version_that_is_asked_for() -> None:
     player = Player(until=1)
     player.session()

@@ -111,14 +111,14 @@ class Plan:
 def make_plan(seed: int) -> Plan:
     """Draw the world of a seed."""
     random = Random(seed)
-    n_workers = random.choice([3, 3, 3, 4, 5])
+    n_workers = random.choice([3, 3, 3, 3, 4, 5])
     policy = _policy(random, n_workers)
-    # Small windows take a request or two for each gradient, so there are few of them.
-    queue_bytes = random.choices([2_048, 8_192, 40_000, 200_000], [1, 2, 4, 9])[0]
+    # Small windows and queues take a request or two for each gradient, so there are few of them: one costs two others.
+    queue_bytes = random.choices([2_048, 8_192, 40_000, 200_000], [1, 3, 10, 26])[0]
     if policy["policy"] in ("sync", "buffered"):
         queue_bytes = max(queue_bytes, 1_024 * (n_workers + 3))
     durability = random.choice(["journal", "journal", "journal", "checkpoint"])
-    sync_every = random.choice(["0", "0", "0", "0", "0.005", "0.005", "0.005", "0.03", "0.03", "2KiB"])
+    sync_every = random.choices(["0", "0.005", "0.03", "2KiB"], [8, 6, 5, 1])[0]
     if sync_every == "2KiB":
         # What a worker may send must be enough for a sync, or each takes the second after which there is one anyway.
         queue_bytes = max(queue_bytes, 20_000)
@@ -145,7 +145,7 @@ def make_plan(seed: int) -> Plan:
         broker=broker,
         n_workers=n_workers,
         quota=-(-GRADIENTS // n_workers),
-        window_bytes=random.choices([None, 1, 3_000], [14, 1, 1])[0],
+        window_bytes=random.choices([None, 1, 3_000], [24, 1, 1])[0],
         pull_chance=random.choice([1.0, 0.9, 0.6] if policy["policy"] in ("sync", "bounded") else [0.02, 0.1, 0.3]),
         compute_s=random.choice([0.0, 0.002, 0.01]),
         burst=random.choice([1, 4, 8, 16]),
@@ -178,14 +178,14 @@ def _policy(random: Random, n_workers: int) -> dict[str, Any]:
 
 
 def _incidents(random: Random, *, is_fixed: bool) -> list[Incident]:
-    n_faults, n_commands = random.choice([5, 5, 6, 7, 9]), random.choice([1, 2, 3, 4])
+    n_faults, n_commands = random.choice([5, 5, 5, 6, 8]), random.choice([1, 2, 3, 3])
     faults = random.choices(list(FAULTS), list(FAULTS.values()), k=n_faults)
     drawn = [(random.randrange(5, GRADIENTS - 5), kind) for kind in faults[1:]]
     drawn.append((random.randrange(GRADIENTS * 2 // 5, GRADIENTS - 10), random.choice(ENDS_BROKER)))
     for kind in random.choices(list(COMMANDS), list(COMMANDS.values()), k=n_commands):
         if not (is_fixed and kind in ("leave", "configure policy")):
             drawn.append((random.randrange(5, GRADIENTS - 5), kind))
-    if random.random() < 0.6:
+    if random.random() < 0.5:
         # Close behind something else: before the disk has it, perhaps, or before anybody was told.
         drawn.append((random.choice(drawn)[0] + random.randrange(3), random.choice(ENDS_BROKER)))
     drawn.sort()

@@ -17,6 +17,7 @@ from distgrad.durable.books import Recovered
 from distgrad.durable.disk_events import WriteCheckpoint
 from distgrad.durable.records import Record
 from distgrad.errors import GradientRefused
+from distgrad.layout import Layout
 from distgrad.wire import Gradient
 from distgrad_broker import settling
 from distgrad_broker.members import Member
@@ -87,6 +88,7 @@ class Watch:
         self._seen: deque[Operation] = deque()
         self._operations: list[tuple[int, Operation]] = []
         self._applying: set[Push] = set()
+        self._pinned: Reference | None = None
 
     # What the core does
 
@@ -194,10 +196,16 @@ class Watch:
             raise Violation(f"the journal tells of an {name}, but there was {self._seen[0] if self._seen else 'none'}")
         return self._seen.popleft()
 
+    def pinned(self) -> None:
+        """Note what a checkpoint would hold that begins now; more may be decided before the loop hears of it."""
+        if not self.keeps_gradients:
+            self._pinned = self.reference.without_queue()
+
     def checkpoint_begun(self, effect: WriteCheckpoint) -> None:
         if not self.keeps_gradients:
             checkpoint = effect.checkpoint
-            reference = self.reference.without_queue()
+            reference = self.reference.without_queue() if checkpoint.layout is None else self._pinned
+            assert reference is not None  # what has parameters was pinned
             self.snapshots.append(Snapshot(effect.ticket, checkpoint.sequence, checkpoint.version, reference))
 
     # What a crash leads back to
@@ -281,6 +289,10 @@ class WatchedVersions(Versions):
     def apply_sum(self, gradients: Sequence[Gradient], weights: Sequence[float]) -> None:
         super().apply_sum(gradients, weights)
         self.watch.updated(self, gradients, weights)
+
+    def pin(self, now: float) -> tuple[str, Layout, list[Any], int]:
+        self.watch.pinned()
+        return super().pin(now)
 
 
 def watched_settle(

@@ -73,7 +73,7 @@ class Layout:
     __slots__ = (
         "_frame",
         "_index",
-        "_offsets",
+        "_small_shapes",
         "arenas",
         "fingerprint",
         "gradient_bytes",
@@ -100,9 +100,11 @@ class Layout:
         sizes = [arena.size * arena.dtype.itemsize for arena in self.arenas]
         self.gradient_bytes, self.parameter_bytes = sum(sizes[: self.n_trainable_arenas]), sum(sizes)
         self.fingerprint = layout_frame.fingerprint(specs)
+        # Where all leaves are of one dtype and mostly small: a call for each would cost more than the copying.
+        is_small = self.n_trainable_arenas == len(sizes) == 1 and sizes[0] <= SMALL_BYTES * len(leaves)
+        self._small_shapes = [leaf.shape for leaf in leaves] if is_small else []
         self._frame: bytes | None = None
         self._index: dict[str, int] | None = None
-        self._offsets: list[tuple[list[int], list[Leaf]]] | None = None
 
     @classmethod
     def of(cls, nest: Nest) -> Layout:
@@ -247,9 +249,11 @@ class Layout:
             be written in part.
         """
         values = self._gather(nest)
-        is_simple = self.n_trainable_arenas == len(self.arenas) == 1 and self.gradient_bytes <= SMALL_BYTES
-        if is_simple and out is None and (joined := joined_as_is(values, self.leaves)) is not None:
-            return [joined]
+        if self._small_shapes:
+            dtype = self.arenas[0].dtype
+            joined = joined_as_is(values, self._small_shapes, dtype, None if out is None else out[0])
+            if joined is not None:
+                return [joined]
         arenas = self.new_gradient() if out is None else list(out)
         for leaf, value in zip(self.leaves, values, strict=True):
             if leaf.arena >= self.n_trainable_arenas:
@@ -298,7 +302,8 @@ class Layout:
             arenas = [arena.view() for arena in arenas]
             for arena in arenas:
                 arena.flags.writeable = False
-        return [arenas[leaf.arena][leaf.offset : leaf.offset + leaf.size].reshape(leaf.shape) for leaf in self.leaves]
+        places = [(arenas[number][offset : offset + size], shape) for _, shape, _, number, offset, size in self.leaves]
+        return [part if len(shape) == 1 else part.reshape(shape) for part, shape in places]
 
     def nest(self, leaves: Sequence[Any], like: Nest = None) -> Nest:
         """Put leaves back into the containers that they came in.
@@ -333,12 +338,8 @@ class Layout:
         Leaf
             The leaf that holds the element.
         """
-        if self._offsets is None:
-            numbers = range(len(self.arenas))
-            grouped = [[leaf for leaf in self.leaves if leaf.arena == number and leaf.size] for number in numbers]
-            self._offsets = [([leaf.offset for leaf in group], group) for group in grouped]
-        offsets, group = self._offsets[arena]
-        return group[bisect_right(offsets, index) - 1]
+        group = [leaf for leaf in self.leaves if leaf.arena == arena and leaf.size]
+        return group[bisect_right(group, index, key=lambda leaf: leaf.offset) - 1]
 
     def parts(self, n_arenas: int | None = None, part_bytes: int = 1 << 20) -> list[tuple[int, int, int]]:
         """Cut the arenas into parts of whole elements.

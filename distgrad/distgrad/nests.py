@@ -17,6 +17,7 @@ Nest: TypeAlias = Any
 MAX_DEPTH = 64
 """Containers within containers. It stops self-containing lists here, and recursion bombs on the wire."""
 
+_CONTAINERS = (dict, list, tuple)
 _INT_KEYS = range(-(2**63), 2**63)  # what msgpack and every other language can carry
 
 
@@ -130,7 +131,10 @@ def gather(structure: Structure, nest: Nest, leaves: list[Any]) -> bool:
         for key, inner in structure.items:
             if key in nest:
                 found += 1
-                if not gather(inner, nest[key], leaves):
+                value = nest[key]
+                if isinstance(inner, int) and not isinstance(value, _CONTAINERS):
+                    leaves[inner] = value  # by far the most frequent case, so without a call
+                elif not gather(inner, value, leaves):
                     return False
             elif not isinstance(inner, int):
                 return False
@@ -162,8 +166,12 @@ def build(structure: Structure, leaves: Sequence[Any], like: Nest = None) -> Nes
     """
     if isinstance(structure, int):
         return leaves[structure]
-    inner_likes = _matching(structure, like)
-    values = [build(inner, leaves, inner_likes[key]) for key, inner in structure.items]
+    kind = _kind(like)
+    likes = dict(_items(like, kind)) if kind and not is_flat(structure) else {}
+    values = [
+        leaves[inner] if isinstance(inner, int) else build(inner, leaves, likes.get(key))
+        for key, inner in structure.items
+    ]
     if structure.kind == "list":
         return values
     if structure.kind == "tuple":
@@ -172,6 +180,22 @@ def build(structure: Structure, leaves: Sequence[Any], like: Nest = None) -> Nes
     if structure.kind == "namedtuple" and getattr(like, "_fields", None) == tuple(keys):
         return type(like)._make(values)
     return dict(zip(keys, values, strict=True))
+
+
+def is_flat(structure: Structure) -> bool:
+    """Tell whether a structure is one container of leaves, as a model's state by name is.
+
+    Parameters
+    ----------
+    structure : Structure
+        Any.
+
+    Returns
+    -------
+    bool
+        False for a bare leaf, and where containers lie in containers.
+    """
+    return isinstance(structure, Container) and all(isinstance(inner, int) for _, inner in structure.items)
 
 
 def skeleton(nest: Nest) -> Nest:
@@ -246,10 +270,3 @@ def _checked_key(key: Any, path: str) -> str | int:
     if isinstance(key, int) and not isinstance(key, bool) and key in _INT_KEYS:
         return int(key)
     raise LayoutError(f"keys must be strings or 64-bit integers, got {key!r} under {path!r}", leaf=path)
-
-
-def _matching(structure: Container, like: Nest) -> dict[str | int, Nest]:
-    """Find the counterparts of a container's items in another nest, where it has them."""
-    kind = _kind(like)
-    known = dict(_items(like, kind)) if kind else {}
-    return {key: known.get(key) for key, _ in structure.items}

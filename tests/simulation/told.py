@@ -48,8 +48,11 @@ class Told:
             if number <= settled and (outcome is None or outcome[:2] != ("refused", reason)):
                 raise Violation(f"{worker} is told that {number} was refused ({reason}), but it was {outcome}")
 
-    def hello(self, worker: str, uid: int, reply: Mapping[str, Any], *, is_first: bool) -> None:
-        """Note that a process was told of its session; the first time it begins where the broker says."""
+    def hello(self, worker: str, uid: int, reply: Mapping[str, Any], *, is_first: bool, is_awaited: bool) -> None:
+        """Note that a process was told of its session; the first time it begins where the broker says.
+
+        A hello that arrived again is answered when the disk has what was accepted by then, but nobody waits for that.
+        """
         sessions = self.sessions.setdefault(worker, [])
         incarnation, _, counter = reply["session"].partition(":")
         issued, newest = (int(incarnation[1:]), int(counter)), self._newest.get(worker, (0, 0))
@@ -66,7 +69,7 @@ class Told:
             self._accepted[worker] = max(accepted, self._accepted.get(worker, 0))
             if batch_of(cursor) != accepted:
                 raise Violation(f"{worker} is told to begin at {cursor!r}, after {accepted} gradients")
-        if accepted < self.settled.get(worker, 0):
+        if is_awaited and accepted < self.settled.get(worker, 0):
             raise Violation(f"{worker} is told that {accepted} were accepted, after {self.settled[worker]} settled")
 
     def executed(self, client: bytes, request_id: int, cleared: Sequence[Push], sequence: int) -> None:

@@ -167,6 +167,8 @@ class Watch:
                 continue
             operation = ("record", kind, keys, record.parts)
             self.reference.execute(kind, keys, record.parts)
+            if self._pinned is not None:
+                self._pinned.execute(kind, keys, record.parts)
             self._operations.append((self.sequence, operation))
             if kind == "set":
                 self.compare(versions)
@@ -206,6 +208,7 @@ class Watch:
             checkpoint = effect.checkpoint
             reference = self.reference.without_queue() if checkpoint.layout is None else self._pinned
             assert reference is not None  # what has parameters was pinned
+            self._pinned = None
             self.snapshots.append(Snapshot(effect.ticket, checkpoint.sequence, checkpoint.version, reference))
 
     # What a crash leads back to

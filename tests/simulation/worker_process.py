@@ -127,6 +127,10 @@ class WorkerProcess:
         self._check()
         self.turn()
 
+    def awaits(self, request_id: int) -> bool:
+        """Tell whether the reply to a request would be looked at: another one may have been sent since."""
+        return self._asked is not None and self._asked.id == request_id
+
     def next_id(self) -> int:
         """Give a request its number."""
         self._requests += 1

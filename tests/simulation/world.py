@@ -330,7 +330,8 @@ class World(Clockwork):
             worker_id = worker.session.worker_id
             if "cursor" in header:
                 is_first = worker.uid not in self.told.sessions.get(worker_id, ())
-                self.told.hello(worker_id, worker.uid, header, is_first=is_first)
+                is_awaited = worker.awaits(header["id"])
+                self.told.hello(worker_id, worker.uid, header, is_first=is_first, is_awaited=is_awaited)
             else:
                 self.told.heartbeat(worker_id, header, broker.watch.reference)
         elif channel == b"command":

@@ -300,13 +300,7 @@ class Slot:
             raise StateError("a slot is used once; call worker.slot() again")
         layout = self._layout = self._pusher.layout()
         memory = self._memory = self._pusher.take(layout)
-        leaves = [
-            memory.arenas[leaf.arena][leaf.offset : leaf.offset + leaf.size].reshape(leaf.shape)
-            if leaf.arena < layout.n_trainable_arenas
-            else None
-            for leaf in layout.leaves
-        ]
-        return layout.nest(leaves, self._puller.like_of(layout))
+        return memory.nest(self._puller.like_of(layout))
 
     def push(self) -> int:
         """Push what was written; errors are those of `Worker.push`.

@@ -16,6 +16,7 @@ import numpy as np
 from distgrad.arrays import lasting_empty
 from distgrad.codec import slot_arenas, slot_bytes
 from distgrad.layout import Layout
+from distgrad.nests import Container, is_flat
 from distgrad.shared_pages import SharedPages, Unavailable
 from distgrad.wire import PART_BYTES
 
@@ -48,7 +49,7 @@ class SlotMemory:
         What others may attach to.
     """
 
-    __slots__ = ("arenas", "index", "is_taken", "number", "pages", "parts")
+    __slots__ = ("_layout", "_leaves", "arenas", "index", "is_taken", "number", "pages", "parts")
 
     def __init__(self, index: int, layout: Layout, *, shares: bool) -> None:
         self.index = index
@@ -67,6 +68,35 @@ class SlotMemory:
         # The gradient in it: unsettled if its number is more than what is settled.
         self.number = 0
         self.is_taken = False
+        self._layout = layout
+        self._leaves: Any = None
+
+    def nest(self, like: Any) -> Any:
+        """Show the memory as a gradient, in containers that are the caller's own.
+
+        Parameters
+        ----------
+        like : nest
+            As for `Layout.nest`.
+
+        Returns
+        -------
+        nest of ndarray
+            An array for each trained leaf, None for the others.
+        """
+        layout = self._layout
+        if self._leaves is None:
+            self._leaves = [
+                self.arenas[leaf.arena][leaf.offset : leaf.offset + leaf.size].reshape(leaf.shape)
+                if leaf.arena < layout.n_trainable_arenas
+                else None
+                for leaf in layout.leaves
+            ]
+            # Where there are thousands of leaves they are mostly the items of one dict, which is copied by one call.
+            structure = layout.structure
+            if isinstance(structure, Container) and structure.kind == "dict" and is_flat(structure):
+                self._leaves = layout.nest(self._leaves)
+        return dict(self._leaves) if isinstance(self._leaves, dict) else layout.nest(self._leaves, like)
 
 
 class Slots:

@@ -111,10 +111,10 @@ class Plan:
 def make_plan(seed: int) -> Plan:
     """Draw the world of a seed."""
     random = Random(seed)
-    n_workers = random.choice([3, 3, 3, 3, 4, 5])
+    n_workers = random.choice([3, 3, 3, 3, 3, 4, 5])
     policy = _policy(random, n_workers)
     # Small windows and queues take a request or two for each gradient, so there are few of them: one costs two others.
-    queue_bytes = random.choices([2_048, 8_192, 40_000, 200_000], [1, 3, 10, 26])[0]
+    queue_bytes = random.choices([2_048, 8_192, 40_000, 200_000], [1, 2, 10, 27])[0]
     if policy["policy"] in ("sync", "buffered"):
         queue_bytes = max(queue_bytes, 1_024 * (n_workers + 3))
     durability = random.choice(["journal", "journal", "journal", "checkpoint"])
@@ -165,6 +165,7 @@ def _policy(random: Random, n_workers: int) -> dict[str, Any]:
         [
             {"policy": "async"},
             {"policy": "async"},
+            {"policy": "async"},
             {"policy": "async", "max_staleness": 3},
             {"policy": "async", "staleness_scaling": "sqrt", "max_staleness": 20},
             {"policy": "sync"},
@@ -178,14 +179,14 @@ def _policy(random: Random, n_workers: int) -> dict[str, Any]:
 
 
 def _incidents(random: Random, *, is_fixed: bool) -> list[Incident]:
-    n_faults, n_commands = random.choice([5, 5, 5, 6, 8]), random.choice([1, 2, 3, 3])
+    n_faults, n_commands = random.choice([5, 5, 5, 5, 7]), random.choice([1, 2, 2, 3])
     faults = random.choices(list(FAULTS), list(FAULTS.values()), k=n_faults)
     drawn = [(random.randrange(5, GRADIENTS - 5), kind) for kind in faults[1:]]
     drawn.append((random.randrange(GRADIENTS * 2 // 5, GRADIENTS - 10), random.choice(ENDS_BROKER)))
     for kind in random.choices(list(COMMANDS), list(COMMANDS.values()), k=n_commands):
         if not (is_fixed and kind in ("leave", "configure policy")):
             drawn.append((random.randrange(5, GRADIENTS - 5), kind))
-    if random.random() < 0.5:
+    if random.random() < 0.4:
         # Close behind something else: before the disk has it, perhaps, or before anybody was told.
         drawn.append((random.choice(drawn)[0] + random.randrange(3), random.choice(ENDS_BROKER)))
     drawn.sort()

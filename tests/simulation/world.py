@@ -17,6 +17,7 @@ from distgrad.policies import registry
 from distgrad_broker import updates
 from distgrad_broker.config import BrokerConfig
 from distgrad_broker.events import ShutdownAsked
+from distgrad_broker.members import MAX_PENDING_REFUSALS
 from simulation import faults
 from simulation.administrator import Administrator
 from simulation.broker_process import BrokerProcess
@@ -129,7 +130,8 @@ class World(Clockwork):
             # The same batch may have been decided on for a process before this one.
             if outcome[0] == "refused" and outcome[2] == push.cursor:
                 refused.append(push.number)
-        if not set(refused) <= set(worker.refused):
+        # A worker that was cut off hears of the last ones only.
+        if not set(refused[-MAX_PENDING_REFUSALS:]) <= set(worker.refused):
             raise Violation(f"{worker.name} was told that {worker.refused} were refused, but {refused} were")
 
     def _unsettled(self) -> str:

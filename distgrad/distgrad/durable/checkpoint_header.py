@@ -38,6 +38,7 @@ _METADATA = "__metadata__"  # safetensors' own name for what is no tensor
 _OPENING = f'{{"{_METADATA}":'
 _JSON = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 _ALIGNMENT = 64
+_DIGITS = re.compile(r"[0-9]{1,20}")
 _BEGINNING = re.compile(rb'\{"__metadata__":\{"format":"distgrad checkpoint (\d{1,9})","checksum":"([0-9a-f]{16})"')
 _DTYPES = {
     "bfloat16": "BF16",
@@ -314,6 +315,6 @@ def _described(blocks: Sequence[Block]) -> Iterator[str]:
 
 
 def _number(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,20}", text):
+    if not _DIGITS.fullmatch(text):
         raise ValueError(f"not a number: {text[:40]!r}")
     return int(text)

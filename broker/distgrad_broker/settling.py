@@ -242,6 +242,7 @@ def heartbeat_fields(member: Member) -> dict[str, Any]:
     return {
         "accepted": member.accepted,
         "settled": untold - 1 if untold else member.settled,
+        "queued": member.queued_bytes,
         "superseded": member.superseded,
         "attempt": member.attempt,
         "resend": member.missing,

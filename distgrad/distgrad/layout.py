@@ -250,9 +250,8 @@ class Layout:
         """
         values = self._gather(nest)
         if self._small_shapes:
-            dtype = self.arenas[0].dtype
-            joined = joined_as_is(values, self._small_shapes, dtype, None if out is None else out[0])
-            if joined is not None:
+            target = None if out is None else out[0]
+            if (joined := joined_as_is(values, self._small_shapes, self.arenas[0].dtype, target)) is not None:
                 return [joined]
         arenas = self.new_gradient() if out is None else list(out)
         for leaf, value in zip(self.leaves, values, strict=True):

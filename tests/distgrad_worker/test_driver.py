@@ -82,8 +82,8 @@ def greet(request: Request, gradients: str, **changes: Any) -> None:
 
 def beat(request: Request, **changes: Any) -> None:
     keys = {
-        "accepted": 0, "settled": 0, "attempt": request.header["attempt"], "resend": False, "grant": 1 << 20,
-        "grant_seq": 1, "refused": [],
+        "accepted": 0, "settled": 0, "queued": 0, "attempt": request.header["attempt"], "resend": False,
+        "grant": 1 << 20, "grant_seq": 1, "refused": [],
     }  # fmt: skip
     request.answer(state=STATE, fingerprint=LAYOUT.fingerprint, **{**keys, **changes})
 

@@ -132,6 +132,20 @@ def test_a_successor_goes_on_with_the_numbers_and_hears_nothing_of_its_predecess
     assert session.can_push(16, LAYOUT.fingerprint)
 
 
+def test_what_a_predecessor_left_counts_no_more_than_what_the_broker_has_queued() -> None:
+    """Regression: one gradient that a policy held kept the bytes of all that had been settled from a successor."""
+    shell = Shell(accepted=5, settled=2, queued=3 * ONE, grant=3 * ONE)
+    assert not shell.session.can_push(16, LAYOUT.fingerprint)
+
+    shell.beat(accepted=5, settled=4, queued=ONE, grant=3 * ONE)
+
+    shell.push(2)
+    assert shell.send() == [6, 7]
+    assert not shell.session.can_push(16, LAYOUT.fingerprint)
+    shell.beat(accepted=7, settled=4, queued=3 * ONE, grant=3 * ONE)
+    assert not shell.session.can_push(16, LAYOUT.fingerprint), "the broker has this process's own as well"
+
+
 def test_a_missing_number_begins_a_new_attempt_once() -> None:
     shell = Shell()
     shell.push(3)

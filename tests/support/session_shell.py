@@ -28,6 +28,7 @@ class Shell:
     def hello(self, *, layout: Layout | None = LAYOUT, **keys: Any) -> None:
         header: dict[str, Any] = {"session": "one:1", "accepted": 0, "settled": 0, "queued": 0, "adopted": False}
         header |= {"cursor": None}
+        self.queued = keys.get("queued", 0)
         header |= {"gradients": "tcp://127.0.0.1:5555", "lease_s": 30.0, "queue_bytes": 8 * ONE, "grant": 4 * ONE}
         header |= {"grant_seq": 1, "incarnation": "one", "generation": 0, "version": 0, "running": True, **keys}
         self.session.on_hello(header, None if layout is None else layout.to_frame(), self.now)
@@ -35,6 +36,7 @@ class Shell:
     def beat(self, **keys: Any) -> None:
         session = self.session
         header: dict[str, Any] = {"accepted": 0, "settled": 0, "attempt": session.attempt, "resend": False}
+        header |= {"queued": self.queued}
         header |= {"grant": 4 * ONE, "grant_seq": 1, "refused": [], "incarnation": "one", "generation": 0, "version": 0}
         header |= {"running": True, "fingerprint": session.layout.fingerprint if session.layout else None, **keys}
         session.on_heartbeat(header, self.now)

@@ -322,6 +322,7 @@ class Session:
             if number > max(window.settled, window.inherited):
                 self.problems.append(GradientRefused(reason, message, leaf=leaf, number=number))
         window.settle(min(settled, window.last))
+        window.disown(int(header["queued"]))
         self.superseded = int(header.get("superseded", 0))
         self.shared = set(header.get("slots", ()))
         self._take_news(header)

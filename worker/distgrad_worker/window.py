@@ -92,7 +92,7 @@ class Window:
         self.last = 0
         self.kept_bytes = 0
         self.in_flight_bytes = 0
-        # Numbers up to here belong to a former process; until they are settled, its bytes count.
+        # Numbers up to here belong to a former process; as long as its bytes may be in the queue they count.
         self.inherited = 0
         self._inherited_bytes = 0
         self._entries: deque[Entry] = deque()
@@ -126,11 +126,18 @@ class Window:
         self.sent = self.last = self.inherited = accepted
         self.kept_bytes = self.in_flight_bytes = self._inherited_bytes = queued_bytes
 
-    def disown(self) -> None:
-        """Note that nothing of a former process is in the queue any more."""
-        self.kept_bytes -= self._inherited_bytes
-        self.in_flight_bytes -= self._inherited_bytes
-        self._inherited_bytes = 0
+    def disown(self, queued_bytes: int = 0) -> None:
+        """Note that no more of a former process's bytes can be in the queue.
+
+        Parameters
+        ----------
+        queued_bytes : int
+            What the broker has accepted of this id and not settled, whichever process sent it.
+        """
+        gone = max(self._inherited_bytes - queued_bytes, 0)
+        self.kept_bytes -= gone
+        self.in_flight_bytes -= gone
+        self._inherited_bytes -= gone
 
     def has_room(self, charge: int, grant: int) -> bool:
         """Tell whether one more gradient can be taken in.

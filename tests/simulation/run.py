@@ -6,19 +6,23 @@ The first seed that fails is told with its trace and with a plan from which all 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import math
-import subprocess
+import multiprocessing
 import sys
 import time
 import traceback
 from collections import Counter
+from typing import NamedTuple
 
 from simulation.plan import make_plan
 from simulation.world import World, run_world
 
 # Lines of a trace that are shown.
 MAX_LINES = 120
+# Seeds that a process runs before another takes over.
+CHUNK = 50
 
 
 class Failure:
@@ -76,32 +80,56 @@ def report(seed: int, failure: Failure, *, lines: int) -> None:
     traceback.print_exception(again.error)
 
 
-def run_seeds(first: int, count: int, *, lines: int, is_patient: bool = False, seconds: float = math.inf) -> bool:
-    """Run seeds in this process, as many as there is time for; tell whether all went well."""
+class Chunk(NamedTuple):
+    """What came of some seeds, one after the other."""
+
+    done: int
+    counts: Counter[str]
+    failures: list[tuple[int, str]]
+
+
+def run_chunk(seeds: range, *, is_patient: bool) -> Chunk:
+    """Run seeds in a process that ends with them, and takes their garbage along: looking for it takes a tenth."""
+    gc.disable()
     counts: Counter[str] = Counter()
-    # A world's objects live until its end: looking for garbage among them takes a tenth of the time.
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
-    started = time.perf_counter()
-    failures = done = 0
-    for seed in range(first, first + count):
-        if time.perf_counter() - started > seconds:
-            break
+    failures: list[tuple[int, str]] = []
+    done = 0
+    for seed in seeds:
         world, failure = try_seed(seed)
         done += 1
-        counts += world.counts
+        counts.update(world.counts)
         if failure is not None:
-            failures += 1
+            failures.append((seed, failure.told))
             if not is_patient:
-                if lines:
-                    report(seed, failure, lines=lines)
-                else:
-                    print(f"seed {seed} failed: {failure.told}")
                 break
-            print(f"seed {seed} failed: {failure.told[:200]}", flush=True)
+    return Chunk(done, counts, failures)
+
+
+def run_seeds(seeds: range, *, jobs: int, lines: int, is_patient: bool = False, seconds: float = math.inf) -> bool:
+    """Run seeds, as many as there is time for; tell whether all went well."""
+    counts: Counter[str] = Counter()
+    started = time.perf_counter()
+    failures = done = 0
+    try_seed(seeds[0])  # what it imports, the processes inherit
+    context = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else None)
+    with context.Pool(jobs, maxtasksperchild=1) as pool:
+        chunks = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
+        for chunk in pool.imap(functools.partial(run_chunk, is_patient=is_patient), chunks):
+            done += chunk.done
+            counts.update(chunk.counts)
+            failures += len(chunk.failures)
+            for seed, told in chunk.failures:
+                print(f"seed {seed} failed: {told[:200]}", flush=True)
+            if time.perf_counter() - started > seconds or (failures and not is_patient):
+                break
     took_s = time.perf_counter() - started
     print(f"{done} seeds in {took_s:.1f} s, {done / took_s:.1f} a second, {failures} failed; in each:")
     print(", ".join(f"{name} {number / done:.2f}" for name, number in sorted(counts.items())), flush=True)
+    if failures and not is_patient and lines:
+        seed = chunk.failures[0][0]
+        _, failure = try_seed(seed)
+        if failure is not None:
+            report(seed, failure, lines=lines)
     return not failures
 
 
@@ -116,7 +144,7 @@ def main() -> int:
     parser.add_argument(
         "--lines", type=int, default=MAX_LINES, help="lines of a trace to show; with 0 a failure is only named"
     )
-    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no other seed after this time")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin nothing more after this time")
     parser.add_argument("--all", action="store_true", help="go on after a failure")
     options = parser.parse_args()
     if options.seed is not None:
@@ -126,20 +154,9 @@ def main() -> int:
         if failure is not None:
             traceback.print_exception(failure.error)
         return int(failure is not None)
-    if options.jobs == 1:
-        is_good = run_seeds(
-            options.first, options.seeds, lines=options.lines, is_patient=options.all, seconds=options.seconds
-        )
-        return int(not is_good)
-    share = -(-options.seeds // options.jobs)
-    command = [sys.executable, "-m", "simulation.run", f"--lines={options.lines}", f"--seconds={options.seconds}"]
-    command += ["--all"] * options.all
-    starts = range(options.first, options.first + options.seeds, share)
-    children = [
-        subprocess.Popen([*command, f"--first={start}", f"--seeds={min(share, options.first + options.seeds - start)}"])
-        for start in starts
-    ]
-    return max(child.wait() for child in children)
+    seeds = range(options.first, options.first + options.seeds)
+    is_good = run_seeds(seeds, jobs=options.jobs, lines=options.lines, is_patient=options.all, seconds=options.seconds)
+    return int(not is_good)
 
 
 if __name__ == "__main__":

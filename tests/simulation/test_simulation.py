@@ -92,7 +92,7 @@ def test_a_failing_seed_is_told_with_its_trace_and_the_incidents_it_needs(
     _, failure = try_seed(5)
     assert failure is not None
 
-    report(5, failure, lines=20)
+    report(5, failure, lines=60)
     without, _ = shrink(5, failure)
 
     told = capsys.readouterr().out

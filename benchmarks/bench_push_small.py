@@ -3,6 +3,8 @@
 Ours: `Worker.push` to ``distgrad broker`` without an optimizer, then `flush`. The floor: a loop that packs the same
 header with msgpack and sends it with the array, and a loop that unpacks the header and applies the array with the same
 kernel. It knows that each message has two frames, keeps nothing, and checks nothing at all.
+
+Then four workers push as many between them as one does alone: the broker is the same.
 """
 
 from __future__ import annotations
@@ -37,13 +39,13 @@ HEADER = {
 }
 
 
-def worker(connection: Connection, address: str) -> None:
+def worker(connection: Connection, address: str, n_workers: int) -> None:
     gradient = np.full(SIZE, 1e-3, DTYPE)
     with Worker(address) as ours:
         ours.initialize(np.zeros(SIZE, DTYPE))
 
         def run(count: int) -> None:
-            for _ in range(count):
+            for _ in range(count // n_workers):
                 ours.push(gradient)
             ours.flush()
 
@@ -85,19 +87,42 @@ def floor_sender(connection: Connection, ports: tuple[int, int]) -> None:
 
 
 def measure(*, tiny: bool) -> list[dict[str, Any]]:
+    return [_beside_floor(tiny=tiny), _four_beside_one(tiny=tiny)]
+
+
+def _beside_floor(*, tiny: bool) -> dict[str, Any]:
     with harness.Broker() as broker, harness.Child(floor_receiver) as receiver:
         ports = receiver.hear()
-        with harness.Child(worker, broker.address) as ours, harness.Child(floor_sender, ports) as floor:
+        with harness.Child(worker, broker.address, 1) as ours, harness.Child(floor_sender, ports) as floor:
             ours.hear()
             floor.hear()
-            return [
-                harness.compare(
-                    "push 1,000 floats",
-                    0.5,
-                    harness.Side(ours, [ours.pid, broker.pid]),
-                    harness.Side(floor, [floor.pid, receiver.pid]),
-                    count=200 if tiny else 10_000,
-                    rounds=2 if tiny else 15,
-                    floats=SIZE,
-                )
-            ]
+            return harness.compare(
+                "push 1,000 floats",
+                0.6,
+                harness.Side(ours, [ours.pid, broker.pid]),
+                harness.Side(floor, [floor.pid, receiver.pid]),
+                count=200 if tiny else 10_000,
+                rounds=2 if tiny else 15,
+                floats=SIZE,
+            )
+
+
+def _four_beside_one(*, tiny: bool) -> dict[str, Any]:
+    with (
+        harness.Broker() as broker,
+        harness.Broker() as other,
+        harness.several(worker, 4, broker.address, 4) as four,
+        harness.Child(worker, other.address, 1) as one,
+    ):
+        for child in [*four, one]:
+            child.hear()
+        return harness.compare(
+            "the same, 4 workers beside 1",
+            1.0,
+            harness.Side(harness.Together(four), [broker.pid, *(child.pid for child in four)]),
+            harness.Side(one, [one.pid, other.pid]),
+            count=200 if tiny else 10_000,
+            rounds=2 if tiny else 15,
+            floats=SIZE,
+            workers=4,
+        )

@@ -107,10 +107,12 @@ class Broker:
     ----------
     *options : str
         More options of the command.
+    program : sequence of str
+        What Python is to run as ``distgrad``.
     """
 
-    def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-m", "distgrad", "broker", "--log-level", "warning", *options]
+    def __init__(self, *options: str, program: Sequence[str] = ("-m", "distgrad")) -> None:
+        command = [sys.executable, *program, "broker", "--log-level", "warning", *options]
         free = ["--control", "tcp://127.0.0.1:0", "--gradients", "tcp://127.0.0.1:0"]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("DISTGRAD_")}
         self._process = subprocess.Popen([*command, *free], stdout=subprocess.PIPE, text=True, env=kept)

@@ -9,6 +9,8 @@ import sys
 from benchmarks import (
     bench_checkpoint,
     bench_journal,
+    bench_leaves,
+    bench_many_workers,
     bench_memory,
     bench_pull,
     bench_push_large,
@@ -16,6 +18,7 @@ from benchmarks import (
     bench_readers,
     bench_recovery,
     bench_slot,
+    bench_start,
     bench_torch_step,
     harness,
 )
@@ -31,6 +34,9 @@ BENCHMARKS = {
     "recovery": bench_recovery.measure,
     "torch_step": bench_torch_step.measure,
     "slot": bench_slot.measure,
+    "leaves": bench_leaves.measure,
+    "many_workers": bench_many_workers.measure,
+    "start": bench_start.measure,
 }
 
 

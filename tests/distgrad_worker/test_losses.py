@@ -115,3 +115,13 @@ def test_the_same_gradient_in_vain_too_often_is_a_failure_and_a_later_one_counts
     assert failure is not None
     assert "gradient 6 was sent 5 times" in str(failure)
     assert "tcp://there" in str(failure)
+
+
+def test_what_arrives_is_not_counted_as_lost_even_if_it_has_to_be_sent_again() -> None:
+    """Regression: a version that crash after crash took back made workers give up that waited for it to come again."""
+    progress = Progress()
+    for _ in range(3):
+        for _ in range(MAX_TRIES - 1):
+            assert progress.count_try(4, "tcp://there") is None
+
+        progress.hear(4, 1.0, is_news=True)

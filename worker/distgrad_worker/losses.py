@@ -45,10 +45,11 @@ class Progress:
         now : float
             Seconds on the shell's clock.
         is_news : bool
-            Whether it got on otherwise: it settled something.
+            Whether something arrived otherwise: it settled something, or told that it cannot take it yet.
         """
         if is_news or accepted > self.accepted:
             self.since = now
+            self._tries = 0  # what arrives is not lost, even if crash after crash has it sent again
         self.accepted = max(self.accepted, accepted)
 
     def is_stalled(self, in_flight_bytes: int, now: float) -> bool:

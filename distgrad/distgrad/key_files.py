@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -126,6 +125,8 @@ def read(path: Path, *, secret: bool) -> dict[str, object]:
         raise KeyFileError(f"key file {path} does not exist", hint=HOW_TO_MAKE) from error
     except OSError as error:
         raise KeyFileError(f"cannot read key file {path}: {error.strerror}") from error
+    import tomllib  # only who has keys pays for it
+
     try:
         values = tomllib.loads(text.decode("ascii"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

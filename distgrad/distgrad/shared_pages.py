@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import mmap
 import os
-import secrets
 import stat
 import sys
 import threading
@@ -91,7 +90,7 @@ class SharedPages:
             raise Unavailable("memory is shared on Linux only")
         import fcntl  # which Windows lacks
 
-        name = _NAME + secrets.token_hex(16)
+        name = _NAME + os.urandom(16).hex()
         fd = -1
         try:
             fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

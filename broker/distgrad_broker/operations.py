@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from distgrad.codec import fill
 from distgrad.durable.books import LEFT
@@ -175,7 +175,7 @@ def _configure(state: CoreState, request: RequestReceived, waiter: Waiter, now: 
     """Change the mode, numbers of the rule, or the policy; all of it or nothing."""
     settings = {str(name): value for name, value in field(request.header, "settings", dict).items()}
     holder = state.versions.holder
-    former_mode = holder.mode
+    former_mode, former = holder.mode, _in_force(state)
     try:
         change = policy_change.prepare(state, settings)
         if "mode" in settings:
@@ -185,16 +185,23 @@ def _configure(state: CoreState, request: RequestReceived, waiter: Waiter, now: 
     except (ConfigError, TypeError) as error:
         holder.set_mode(former_mode)
         raise RequestError("invalid", str(error)) from error
-    settling.end_repetition(state)
     if change is not None:
         policy_change.carry_out(state, change, now)
-    rule = holder.rule
-    in_force = {"mode": holder.mode, "optimizer": rule.name if rule else None, **(rule.settings() if rule else {})}
-    in_force |= policy_settings(state)
+    in_force = _in_force(state)
+    if in_force != former:
+        # As a replay sees it: what is the same as before makes the same versions.
+        settling.end_repetition(state)
     state.log(logging.INFO, "configured", **in_force)
     if state.records is not None:
         note_settings(state, state.records)
     state.answer_when_durable(waiter, {"settings": in_force}, now=now)
+
+
+def _in_force(state: CoreState) -> dict[str, Any]:
+    holder = state.versions.holder
+    rule = holder.rule
+    in_force = {"mode": holder.mode, "optimizer": rule.name if rule else None, **(rule.settings() if rule else {})}
+    return in_force | policy_settings(state)
 
 
 def _status(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:

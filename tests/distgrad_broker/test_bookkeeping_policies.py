@@ -338,6 +338,18 @@ def test_a_gradient_of_a_step_that_has_not_come_again_makes_nobody_send_it_in_va
     assert not again.beat("a", sent=5)["resend"]
 
 
+@pytest.mark.parametrize(("mode", "repeatable"), [("descent", ["one"]), ("ascent", [])])
+def test_versions_come_again_in_spite_of_a_configure_that_changes_nothing(mode: str, repeatable: list[str]) -> None:
+    """Regression: a replay saw that nothing had changed, and had what the broker had not waited for wait."""
+    _, again = early_kit()
+    assert again.state.repeatable == ["one"]
+
+    again.written("configure", settings={"mode": mode})
+
+    assert again.state.repeatable == repeatable
+    assert again.crash(**SYNC).state.repeatable == [*repeatable, "two"]
+
+
 # Cost
 
 

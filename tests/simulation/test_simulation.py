@@ -22,9 +22,11 @@ SEEDS = range(0, 70, STEP)
 
 # Seeds that found bugs which were not planted, and the names of these bugs.
 FOUND = {
-    1_691: "versions were waited for that did not come again, as the parameters were replaced behind lost steps",
-    1_000_078: "a stop was told before the disk had it, if what it was to drain took too long",
-    2_000_095: "the same, where nothing was written yet but a few records",
+    660: "versions were waited for that did not come again, as the parameters were replaced behind lost steps",
+    4_982: "the same, as the rule was changed behind lost steps",
+    806: "a stop was told before the disk had it, if what it was to drain took too long",
+    6_879: "crash after crash made workers give up that waited for a lost version to come again",
+    17_312: "a configure that changed nothing ended the repetition of lost versions, but for a replay it did not",
 }
 
 

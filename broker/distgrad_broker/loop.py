@@ -27,6 +27,7 @@ import zmq
 from distgrad.durable.disk_events import CheckpointEnded, DiskTroubled, RecordsWritten, WriteCheckpoint
 from distgrad.durable.records import Record
 from distgrad.log import RateLimiter
+from distgrad.malloc import give_back
 from distgrad_broker.authenticator import Authenticator
 from distgrad_broker.channels import ControlChannel, GradientChannel
 from distgrad_broker.core import Core
@@ -36,6 +37,7 @@ from distgrad_broker.events import (
     Log,
     MessageRejected,
     Reply,
+    RequestReceived,
     SaveEnded,
     SaveParameters,
     Shutdown,
@@ -52,6 +54,9 @@ MAX_GRADIENTS_A_TURN = 64
 WORK_SLICE_S = 0.002
 # Leases, quiet readers and revoked keys are looked at about this often even if nothing happens.
 IDLE_S = 0.25
+# A request with more frames than this (parameters of tens of megabytes are set) leaves memory that nobody uses soon
+# after; this long after the last one it is given back.
+MANY_FRAMES, GIVE_BACK_AFTER_S = 16, 1.0
 # A shutdown reads what has already arrived for this long at most,
 INTAKE_TIMEOUT_S = 2.0
 # and gives what is queued this long to be applied.
@@ -144,6 +149,7 @@ class Loop:
         self._rejections = RateLimiter()
         self._strangers: Counter[str] = Counter()
         self._count_strangers_at = 0.0
+        self._gives_back_at = math.inf
 
     def post(self, event: Posted) -> None:
         """Hand an event to the loop, from any thread or signal handler.
@@ -193,6 +199,9 @@ class Loop:
             records = self._core.take_records()
             if records:
                 self._files.write(records)
+            if now >= self._gives_back_at:
+                self._gives_back_at = math.inf
+                give_back()
             if self._is_closing and self._core.is_drained:
                 if self._core.is_known:
                     return
@@ -251,8 +260,10 @@ class Loop:
                 return True
             if isinstance(event, MessageRejected):
                 self._reject(event, now)
-            else:
-                self._carry_out(self._core.handle(event, now), now)
+                continue
+            if type(event) is RequestReceived and len(event.frames) > MANY_FRAMES:
+                self._gives_back_at = now + GIVE_BACK_AFTER_S
+            self._carry_out(self._core.handle(event, now), now)
         return False
 
     def _reject(self, event: MessageRejected, now: float) -> None:

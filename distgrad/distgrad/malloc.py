@@ -31,7 +31,7 @@ def keep_freed_memory() -> bool:
         True if malloc was told; False where there is no ``mallopt`` (macOS, Windows, musl), which is
         slower and otherwise the same.
     """
-    mallopt = _find_mallopt()
+    mallopt = _find("mallopt", ctypes.c_int, ctypes.c_int)
     if mallopt is None:
         return False
     # The threshold's parameter is read as unsigned: -1 means never.
@@ -39,14 +39,24 @@ def keep_freed_memory() -> bool:
     return all(told)
 
 
-def _find_mallopt() -> ctypes._NamedFuncPointer | None:
-    """Return glibc's mallopt, or None where the C library has none."""
+def give_back() -> None:
+    """Give the kernel what is freed at this moment: after something large that does not come again soon.
+
+    Does nothing where there is no ``malloc_trim`` (macOS, Windows, musl).
+    """
+    malloc_trim = _find("malloc_trim", ctypes.c_size_t)
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def _find(name: str, *numbers: type[ctypes.c_int | ctypes.c_size_t]) -> ctypes._NamedFuncPointer | None:
+    """Return a function of glibc's that takes numbers, or None where the C library has none of this name."""
     if not sys.platform.startswith("linux"):
         return None
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        function: ctypes._NamedFuncPointer = getattr(ctypes.CDLL(None), name)
     except (OSError, AttributeError):
         return None
-    mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
-    mallopt.restype = ctypes.c_int
-    return mallopt
+    function.argtypes = numbers
+    function.restype = ctypes.c_int
+    return function

@@ -13,7 +13,6 @@ import zmq
 
 from distgrad import sockets
 from distgrad.errors import ConfigError, Forked
-from distgrad.malloc import keep_freed_memory
 from distgrad.sockets import Link, OwnedSocket
 from support.ports import free_port
 
@@ -385,7 +384,3 @@ def test_unknown_events_of_a_monitor_are_not_believed() -> None:
     assert sockets.parse_event([struct.pack("=HI", 0x8000, 0), b""]) is Link.UNFINISHED
     failed = int(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
     assert sockets.parse_event([struct.pack("=HI", failed, 0x10000000), b""]) is Link.UNFINISHED
-
-
-def test_malloc_is_told_once() -> None:
-    assert keep_freed_memory() is keep_freed_memory()

@@ -119,9 +119,11 @@ class Training:
             self.process.end_well(is_complete=self._is_enough())
 
     def _is_enough(self) -> bool:
-        world = self.process.world
+        world, base, now = self.process.world, self._base, self.process.session.state
         if world.plan.is_fixed:
-            return self._base is not None and self._base.version >= world.target
+            # What a former broker showed may have been taken back, and others would wait for whom that made leave.
+            is_there = base is not None and now is not None and base.incarnation == now.incarnation
+            return is_there and base is not None and base.version >= world.target
         return self._batch >= self.quota
 
     def _begin_next(self) -> None:

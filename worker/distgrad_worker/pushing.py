@@ -146,7 +146,7 @@ class Pusher:
         window = session.window
         with self._connection.lock:
             shares = self._shares and layout.gradient_bytes >= SHARED_BYTES
-            slot = slots.take(layout, window.settled, shares=shares)
+            slot = slots.take(layout, window.settled, session.grant, shares=shares)
             if slot is None:
                 if slots.is_waiting_in_vain:
                     raise StateError("every slot is being filled; leave one with-block before the next begins")
@@ -156,7 +156,7 @@ class Pusher:
 
                 def is_free() -> bool:
                     nonlocal slot
-                    slot = slots.take(layout, window.settled, shares=shares)
+                    slot = slots.take(layout, window.settled, session.grant, shares=shares)
                     return slot is not None
 
                 try:

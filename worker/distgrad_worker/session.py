@@ -66,7 +66,7 @@ class Session:
         self._generated = generated
         self._session: str | None = None
         self._progress = Progress()
-        self._grant = self._grant_seq = self._queue_bytes = 0
+        self.grant = self._grant_seq = self._queue_bytes = 0
         self._echo_due = self._rewind_due = False
         self._want = 0
         # Numbers whose settling somebody waits for, to be told of it as soon as it happens.
@@ -117,7 +117,7 @@ class Session:
         if self.layout is not None and self.layout.fingerprint != fingerprint:
             raise LayoutError("the parameters were replaced by others of another layout; pull and go on with those")
         needed = charge(payload_bytes)
-        has_room = self.window.has_room(needed, self._grant)
+        has_room = self.window.has_room(needed, self.grant)
         self._want = 0 if has_room else needed
         return has_room
 
@@ -172,7 +172,7 @@ class Session:
         progress = self._progress
         if window.sent <= progress.accepted:
             progress.since = now
-        entries = window.send(self._grant)
+        entries = window.send(self.grant)
         for entry in entries:
             entry.header.address(self._session, self.attempt)
         return entries
@@ -225,7 +225,7 @@ class Session:
             sent=window.sent,
             settled=window.settled,
             grant_seq=self._grant_seq,
-            held=max(self._grant, window.in_flight_bytes),
+            held=max(self.grant, window.in_flight_bytes),
             # What is numbered but not covered by a grant any more goes before a push that waits.
             want=window.unsent_charge or self._want,
             until=self.hurry,
@@ -392,7 +392,7 @@ class Session:
 
     def _take_news(self, header: Mapping[str, Any]) -> None:
         self._echo_due = header["grant_seq"] != self._grant_seq
-        self._grant, self._grant_seq = int(header["grant"]), int(header["grant_seq"])
+        self.grant, self._grant_seq = int(header["grant"]), int(header["grant_seq"])
         self.state = State(header["incarnation"], header["generation"], header["version"])
         self.is_running = bool(header["running"])
 

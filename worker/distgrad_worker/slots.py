@@ -22,7 +22,8 @@ from distgrad.wire import PART_BYTES
 
 # Below this a copy through a socket costs less than everything else.
 SHARED_BYTES = 64 * 1024
-# Enough that one is being filled, one applied and one waits; more, within this many bytes, where they are small.
+# Enough that one is being filled, one applied and one waits, if the grant is; more, within this many bytes, where they
+# are small.
 MIN_SLOTS, MAX_SLOTS = 3, 16
 _SLOTS_BYTES = 64 * 1024 * 1024
 
@@ -107,7 +108,7 @@ class Slots:
         self._slots: list[SlotMemory] = []
         self._made = 0
 
-    def take(self, layout: Layout, settled: int, *, shares: bool) -> SlotMemory | None:
+    def take(self, layout: Layout, settled: int, grant: int, *, shares: bool) -> SlotMemory | None:
         """Take a slot that is free, or make one.
 
         Parameters
@@ -116,6 +117,8 @@ class Slots:
             Of the gradient.
         settled : int
             The number up to which all is settled.
+        grant : int
+            Bytes that may be on the way or in the broker's queue.
         shares : bool
             Whether a new one should be shared memory.
 
@@ -134,7 +137,9 @@ class Slots:
                 slot.is_taken = True
                 return slot
         size = max(slot_bytes(layout), 1)
-        if len(self._slots) >= max(MIN_SLOTS, min(MAX_SLOTS, _SLOTS_BYTES // size)):
+        # As many as may be on the way, and one to fill; what callers hold besides is their own affair.
+        useful = max(1, grant // size) + 1 + sum(slot.is_taken for slot in self._slots)
+        if len(self._slots) >= min(useful, max(MIN_SLOTS, min(MAX_SLOTS, _SLOTS_BYTES // size))):
             return None
         slot = SlotMemory(self._made, layout, shares=shares)
         self._made += 1

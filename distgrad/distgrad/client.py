@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 from distgrad import addresses, sockets, wire
 from distgrad.errors import BrokerRestarted, BrokerUnreachable, Forked, MalformedMessage, StateError, from_code
-from distgrad.keys import ClientKeys
 from distgrad.link_history import LinkHistory
 
 # A reply takes a round trip, so half a second without one means a lost connection or a busy broker; repeats slow
@@ -103,7 +102,7 @@ class ControlClient:
     def __init__(
         self,
         address: str,
-        keys: str | os.PathLike[str] | ClientKeys | None = None,
+        keys: str | os.PathLike[str] | sockets.PeerKeys | None = None,
         timeout: float = 30.0,
         *,
         context: sockets.Context | None = None,
@@ -111,7 +110,7 @@ class ControlClient:
         self.address = addresses.parse(address, addresses.CONTROL_PORT)
         self.timeout = timeout
         self.incarnation: str | None = None
-        self._keys = ClientKeys.of(keys)
+        self._keys = sockets.client_keys(keys)
         self._nonce = os.urandom(16)
         self._last_id = 0
         self._pace = PACE_BYTES_PER_S

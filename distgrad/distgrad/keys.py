@@ -118,27 +118,6 @@ class ClientKeys:
             broker_public=_key(path, values, "broker"),
         )
 
-    @classmethod
-    def of(cls, keys: KeyPath | ClientKeys | None) -> ClientKeys | None:
-        """Accept keys in any of the forms in which users give them.
-
-        Parameters
-        ----------
-        keys : path, ClientKeys or None
-            A file to load, keys that are loaded, or none.
-
-        Returns
-        -------
-        ClientKeys or None
-            The keys.
-
-        Raises
-        ------
-        KeyFileError
-            As `load`.
-        """
-        return keys if keys is None or isinstance(keys, ClientKeys) else cls.load(keys)
-
 
 @dataclass(frozen=True)
 class BrokerKeys:

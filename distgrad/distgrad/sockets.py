@@ -13,6 +13,7 @@ measured on pyzmq 27.3 / libzmq 4.3.5:
 from __future__ import annotations
 
 import errno
+import os
 import socket as resolver
 from typing import Protocol, TypeAlias
 
@@ -30,6 +31,7 @@ __all__ = [
     "OwnedSocket",
     "PeerKeys",
     "ServerKeys",
+    "client_keys",
     "control_client",
     "control_server",
     "curve_pair",
@@ -86,6 +88,31 @@ class PeerKeys(Protocol):
     @property
     def broker_public(self) -> bytes:
         """Public key of the broker, Z85."""
+
+
+def client_keys(keys: str | os.PathLike[str] | PeerKeys | None) -> PeerKeys | None:
+    """Accept a client's keys in any of the forms in which users give them.
+
+    Parameters
+    ----------
+    keys : path, ClientKeys or None
+        A file to load, keys that are loaded, or none.
+
+    Returns
+    -------
+    PeerKeys or None
+        The keys.
+
+    Raises
+    ------
+    KeyFileError
+        As `distgrad.keys.ClientKeys.load`.
+    """
+    if keys is None:
+        return None
+    from distgrad.keys import ClientKeys  # only who has keys pays for it
+
+    return ClientKeys.load(keys) if isinstance(keys, (str, os.PathLike)) else keys
 
 
 def open_context() -> Context:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from distgrad import key_files
 from distgrad.errors import KeyFileError
 from distgrad.keys import BrokerKeys, ClientKeys, Role, add_client, check_name, revoke_client
-from distgrad.sockets import curve_pair
+from distgrad.sockets import client_keys, curve_pair
 from support.key_folders import make_key_folder
 
 NEEDS_MODES = pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
@@ -246,9 +246,9 @@ def test_a_named_pipe_is_refused_and_does_not_hang(tmp_path: Path) -> None:
 def test_keys_are_accepted_loaded_as_a_path_or_not_at_all(folder: Path) -> None:
     written, path = add(folder)
 
-    assert ClientKeys.of(None) is None
-    assert ClientKeys.of(written) is written
-    assert ClientKeys.of(str(path)) == ClientKeys.of(path) == written
+    assert client_keys(None) is None
+    assert client_keys(written) is written
+    assert client_keys(str(path)) == client_keys(path) == written
 
 
 def settle(folder: Path) -> BrokerKeys:

@@ -42,7 +42,7 @@ from distgrad.keys import ClientKeys
 
 endpoint, key = sys.argv[1:]
 fields = dict(worker="good-0", session="x", attempt=1, number=1, fingerprint=0)
-with sockets.open_context() as context, sockets.gradient_client(context, endpoint, keys=ClientKeys.of(key)) as push:
+with sockets.open_context() as context, sockets.gradient_client(context, endpoint, keys=ClientKeys.load(key)) as push:
     push.raw().linger = 10_000
     for _ in range({PUSHED}):
         push.send_multipart([wire.pack(dict(fields, v=1, kind="gradient")), b"1234"])

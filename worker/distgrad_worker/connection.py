@@ -22,7 +22,7 @@ from distgrad.errors import (
     GradientRefused,
     StateError,
 )
-from distgrad.keys import ClientKeys
+from distgrad.sockets import PeerKeys
 from distgrad.wire import MAX_ID_CHARACTERS
 from distgrad_worker.driver import Driver
 from distgrad_worker.session import Session
@@ -80,7 +80,7 @@ class Connection:
         Guarded by `lock` from now on.
     address : str
         The broker's control channel.
-    keys : ClientKeys or None
+    keys : PeerKeys or None
         For CURVE.
     timeout : float
         How long the broker may be unreachable before a call gives up, seconds.
@@ -100,7 +100,7 @@ class Connection:
     """
 
     def __init__(
-        self, session: Session, address: str, keys: ClientKeys | None, timeout: float, gradients: str | None
+        self, session: Session, address: str, keys: PeerKeys | None, timeout: float, gradients: str | None
     ) -> None:
         if not timeout > 0:
             raise ConfigError(f"timeout must be more than 0 seconds, got {timeout}")

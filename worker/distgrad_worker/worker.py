@@ -7,9 +7,9 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from distgrad.errors import DistgradError
-from distgrad.keys import ClientKeys
 from distgrad.nests import skeleton
 from distgrad.snapshot import Snapshot
+from distgrad.sockets import client_keys
 from distgrad.transfer import offer
 from distgrad.wire import State
 from distgrad_worker.connection import Connection, flush_at_exit, new_session
@@ -21,7 +21,7 @@ from distgrad_worker.session import OPEN
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from distgrad.keys import KeyPath
+    from distgrad.keys import ClientKeys, KeyPath
 
 # An unfinished worker is given this long to deliver when its with-block ends by an exception.
 _ABORT_FLUSH_S = 1.0
@@ -84,7 +84,7 @@ class Worker:
         shares_memory: bool = True,
     ) -> None:
         self._session = new_session(worker_id, window_bytes)
-        self._connection = Connection(self._session, address, ClientKeys.of(keys), timeout, gradients)
+        self._connection = Connection(self._session, address, client_keys(keys), timeout, gradients)
         self._lock = self._connection.lock
         self._pusher = Pusher(self._connection, shares_memory=shares_memory)
         self._puller = Puller(self._connection, shares_memory=shares_memory)

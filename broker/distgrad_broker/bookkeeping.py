@@ -101,6 +101,7 @@ def books_of(state: CoreState) -> Books:
         refused=Counter(state.refused),
         policy=_named(state.policy),
         policy_memory=state.policy.memory(),
+        policy_step=state.policy.step_memory(),
         weighing=state.weighing.settings(),
         settings={} if data is None else data.started_with,
     )
@@ -137,7 +138,7 @@ def restore(state: CoreState, recovered: Recovered, now: float) -> None:
         state.queue.append(gradient)
     for member in state.members:
         member.committed = member.queued_bytes
-    state.policy.recall(books.policy_memory)
+    state.policy.recall({**books.policy_memory, **books.policy_step})
     if state.policy.is_repeatable:
         state.repeatable = books.repeatable if recovered.is_forked else [*books.repeatable, books.incarnation]
     situation = state.situation(now)

@@ -203,7 +203,7 @@ def _settle_settings(
         weighing = Weighing(**books.weighing)
     if "policy" in changed:
         if books.policy is not None and books.policy[0] != policy.name:
-            books.policy_memory = {}
+            books.policy_memory, books.policy_step = {}, {}
     elif books.policy is not None:
         name, settings = books.policy
         if [name, settings] != started_with["policy"]:

@@ -80,6 +80,7 @@ class CoreState:
         self.records: Records | None = None
         if data is not None and self.durability != NONE:
             self.records = Records(data.sequence, keeps_gradients=self.durability == JOURNAL)
+            self.records.step_memory = lambda: self.policy.step_memory()
         # What is decided and not on the disk yet: its mark, and what settles it.
         self.unsettled: deque[tuple[int, Member, int, GradientRefused | None]] = deque()
         self.checkpoints = Checkpoints()

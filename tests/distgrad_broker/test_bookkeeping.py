@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import msgpack
@@ -9,6 +11,8 @@ import msgpack
 from distgrad.durable.replay import is_gradient
 from distgrad.rules import Adam
 from distgrad.wire import State
+from distgrad_broker.bookkeeping import books_of
+from distgrad_broker.members import Member
 from support.core_kit import LAYOUT, ONE, OTHER, frames_of
 from support.durable_kit import DurableKit
 
@@ -340,3 +344,30 @@ def test_a_checkpoint_counts_what_it_covers_also_what_is_not_settled_yet() -> No
 
     assert (again.state.outcomes, again.state.refused) == ({"applied": 1, "refused": 1}, {"not_finite": 1})
     assert (again.member().applied, again.member().refused) == (1, 1)
+
+
+# Cost
+
+
+class Counting(deque[Any]):
+    """Counts how often an element is looked at."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for each in super().__iter__():
+            self.looks += 1
+            yield each
+
+
+def test_the_books_of_many_workers_are_not_written_in_worker_times_gradient_steps() -> None:
+    """The loop waits for it: 0.8 s for 256 workers and 100,000 unsettled gradients."""
+    kit = DurableKit(durability=CHECKPOINT)
+    members = [Member(f"w{number}", None, False) for number in range(64)]
+    for member in members:
+        kit.state.members.add(member)
+    kit.state.unsettled = unsettled = Counting((1, members[number % 64], ONE, None) for number in range(1000))
+
+    books_of(kit.state)
+
+    assert unsettled.looks <= 10 * 1000

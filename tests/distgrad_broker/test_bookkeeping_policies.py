@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterator
+from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 
 from distgrad.wire import State
-from distgrad_broker.bookkeeping import books_of
-from distgrad_broker.members import Member
-from support.core_kit import LAYOUT, ONE, frames_of
+from support.core_kit import LAYOUT, frames_of
 from support.durable_kit import DurableKit
 
 CHECKPOINT, NONE = "checkpoint", "none"
@@ -295,6 +293,32 @@ def test_versions_of_parameters_that_were_replaced_behind_lost_steps_are_not_wai
     assert again.state.outcomes["superseded"] == 4
 
 
+@pytest.mark.parametrize("config", [{}, {"durability": CHECKPOINT}])
+def test_who_took_part_in_the_open_step_with_a_bad_gradient_has_done_so_also_after_a_crash(
+    config: dict[str, Any],
+) -> None:
+    """Regression: it was waited for again, but what it had sent next was held off until the step was made."""
+    kit = stepped(2, **config)
+    kit.push(3, worker="a", value=np.nan, base=list(kit.state.name))
+    kit.work()
+    kit.write()
+    if config:
+        kit.checkpoint()
+
+    again = kit.crash(**SYNC, **config)
+    assert again.state.policy.step_memory() == {"spent": ["a"]}
+    again.greet("b", session=kit.sessions["b"], lowest=3)
+    again.push(3, worker="b", base=["one", 0, 2])
+    again.work()
+
+    assert again.holder.version == 3
+    assert again.state.policy.step_memory() == {}
+    again.write()
+    if config:
+        again.checkpoint()
+    assert again.crash(**SYNC, **config).state.policy.step_memory() == {}
+
+
 def early_kit() -> tuple[DurableKit, DurableKit]:
     """Crash a broker whose third step was shown and is not on the disk; give it, and the one after it."""
     kit = stepped(2)
@@ -348,30 +372,3 @@ def test_versions_come_again_in_spite_of_a_configure_that_changes_nothing(mode: 
 
     assert again.state.repeatable == repeatable
     assert again.crash(**SYNC).state.repeatable == [*repeatable, "two"]
-
-
-# Cost
-
-
-class Counting(deque[Any]):
-    """Counts how often an element is looked at."""
-
-    looks = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        for each in super().__iter__():
-            self.looks += 1
-            yield each
-
-
-def test_the_books_of_many_workers_are_not_written_in_worker_times_gradient_steps() -> None:
-    """The loop waits for it: 0.8 s for 256 workers and 100,000 unsettled gradients."""
-    kit = DurableKit(durability=CHECKPOINT)
-    members = [Member(f"w{number}", None, False) for number in range(64)]
-    for member in members:
-        kit.state.members.add(member)
-    kit.state.unsettled = unsettled = Counting((1, members[number % 64], ONE, None) for number in range(1000))
-
-    books_of(kit.state)
-
-    assert unsettled.looks <= 10 * 1000

@@ -88,6 +88,8 @@ def check_core(broker: BrokerProcess, recovered: Recovered) -> None:
     state, reference = broker.core.state, broker.watch.reference
     if recovered.books.policy_memory and state.policy.memory() != recovered.books.policy_memory:
         raise Violation(f"the policy begins with {state.policy.memory()}, not {recovered.books.policy_memory}")
+    if state.policy.step_memory() != recovered.books.policy_step:
+        raise Violation(f"the policy begins with {state.policy.step_memory()}, not {recovered.books.policy_step}")
     queued = [(gradient.worker, gradient.number) for gradient in state.queue]
     if queued != list(reference.pending):
         raise Violation(f"{queued} are queued after a restart, not {list(reference.pending)}")

@@ -241,7 +241,19 @@ MUTATIONS = [
     ),
     _mutation(
         "what the policy remembers is forgotten",
-        (f"{BROKER}/bookkeeping.py", "    state.policy.recall(books.policy_memory)\n", ""),
+        (
+            f"{BROKER}/bookkeeping.py",
+            "recall({**books.policy_memory, **books.policy_step})",
+            "recall(books.policy_step)",
+        ),
+    ),
+    _mutation(
+        "what the policy remembers of the open step is forgotten",
+        (
+            f"{BROKER}/bookkeeping.py",
+            "recall({**books.policy_memory, **books.policy_step})",
+            "recall(books.policy_memory)",
+        ),
     ),
     _mutation(
         "versions are waited for that do not come again, as the parameters were replaced behind lost steps",

@@ -122,8 +122,10 @@ class Training:
         world, base, now = self.process.world, self._base, self.process.session.state
         if world.plan.is_fixed:
             # What a former broker showed may have been taken back, and others would wait for whom that made leave.
-            is_there = base is not None and now is not None and base.incarnation == now.incarnation
-            return is_there and base is not None and base.version >= world.target
+            target = world.target
+            if base is None or now is None or base.version < target:
+                return False
+            return base.incarnation == now.incarnation or now.version >= target
         return self._batch >= self.quota
 
     def _begin_next(self) -> None:

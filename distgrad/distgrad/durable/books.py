@@ -191,6 +191,8 @@ class Books:
         Name and settings.
     policy_memory : dict
         What the policy must not forget.
+    policy_step : dict
+        What it must not forget of the step that is open.
     weighing : dict
         Settings.
     settings : dict
@@ -209,6 +211,7 @@ class Books:
     refused: Counter[str] = dataclasses.field(default_factory=Counter)
     policy: tuple[str, dict[str, Any]] | None = None
     policy_memory: dict[str, Any] = dataclasses.field(default_factory=dict)
+    policy_step: dict[str, Any] = dataclasses.field(default_factory=dict)
     weighing: dict[str, Any] = dataclasses.field(default_factory=dict)
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 

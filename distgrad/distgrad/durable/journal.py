@@ -21,7 +21,7 @@ from itertools import chain
 from typing import Any
 
 from distgrad.durable.disk import Disk
-from distgrad.durable.journal_reader import read, trim
+from distgrad.durable.journal_reader import JournalReading, read, trim
 from distgrad.durable.open_segment import OpenSegment, Submit, at_once
 from distgrad.durable.record import pack
 from distgrad.durable.segment import HEADER_BYTES, pack_header, segment_name, segments
@@ -355,7 +355,8 @@ def resume(
     StateError
         If there are more records than that; cut them off first.
     """
-    reading = read(disk, folder, next_sequence)
+    # Damage is passed over only where the reader before did so: it did not see what lies behind.
+    reading = JournalReading(disk, folder, next_sequence, vouched)
     if any(True for _ in reading):
         raise StateError(f"the journal has records behind {next_sequence - 1}; cut them off first")
     first = min(max(reading.synced, vouched) + 1, next_sequence)

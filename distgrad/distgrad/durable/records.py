@@ -63,6 +63,9 @@ class Records:
         self._version = 0
         # Of the policy, as it was noted last; None if it must be noted anew.
         self._memory: dict[str, Any] | None = {}
+        # The same of what it remembers of the open step, which goes with the decisions that made it so.
+        self.step_memory: Callable[[], dict[str, Any]] = dict
+        self._step: dict[str, Any] | None = None
         # Who waits for the disk, in order: sequence, and what is then called; by a number of its own.
         self._waiting: dict[int, tuple[int, Callable[[], None]]] = {}
         self._waits = 0
@@ -216,7 +219,11 @@ class Records:
 
     def _close_decisions(self) -> None:
         decisions, self._decisions = self._decisions, []
-        header = msgpack.packb(["decided", {"version": self._version, "decisions": decisions}])
+        message: dict[str, Any] = {"version": self._version, "decisions": decisions}
+        step = self.step_memory()
+        if step != self._step:
+            message["step"] = self._step = step
+        header = msgpack.packb(["decided", message])
         self._sequence += 1
         self.bytes += len(header)
         self._records.append(Record(header))

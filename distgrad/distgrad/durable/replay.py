@@ -182,6 +182,7 @@ class Replay:
                 reason, leaf, text = refusal
                 books.refused[reason] += 1
                 self._member(worker).refusals = [*self._member(worker).refusals, [number, reason, leaf, text]][-64:]
+        books.policy_step = message.get("step", books.policy_step)
 
     def _apply(self, step: Sequence[Sequence[Any]], weights: Sequence[float] | None) -> None:
         holder = self.holder
@@ -272,6 +273,7 @@ class Replay:
         fill(layout, _cut(layout, payload), arenas)
         self.holder.set_arenas(layout, arenas)
         self._diverge(message)
+        self.books.policy_step = {}
         self.books.generation = message["generation"]
 
     def _diverge(self, message: Mapping[str, Any]) -> None:
@@ -282,7 +284,7 @@ class Replay:
     def _absent(self, message: Mapping[str, Any], payload: memoryview) -> None:
         self._cut_pending()
         self.holder.clear()
-        self.books.repeatable = []
+        self.books.repeatable, self.books.policy_step = [], {}
         self.books.generation = message["generation"]
 
     def _configured(self, message: Mapping[str, Any], payload: memoryview) -> None:
@@ -298,7 +300,7 @@ class Replay:
         if (name, settings) != books.policy:
             if books.policy is None or books.policy[0] != name:
                 books.policy_memory = {}  # if the name is the same the policy takes what still means the same
-            books.policy = name, settings
+            books.policy, books.policy_step = (name, settings), {}
             self._diverge(message)
         books.weighing = message["weighing"]
 

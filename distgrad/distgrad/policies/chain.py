@@ -111,6 +111,10 @@ class Chain(Policy):
         """Join the links' memories; see `Policy.memory`."""
         return {key: value for link in self._links for key, value in link.memory().items()}
 
+    def step_memory(self) -> dict[str, Any]:
+        """Join the links' memories of the open step; see `Policy.step_memory`."""
+        return {key: value for link in self._links for key, value in link.step_memory().items()}
+
     def recall(self, memory: dict[str, Any]) -> None:
         """Tell each link; see `Policy.recall`."""
         for link in self._links:

@@ -297,13 +297,25 @@ class Policy:
         """
         return {}
 
+    def step_memory(self) -> dict[str, Any]:
+        """Give what must outlive the process of the open step; it holds for the present version only.
+
+        Returns
+        -------
+        dict
+            For `recall`, joined with `memory`; small, and of what msgpack knows. Gradients that are held are offered
+            again by themselves.
+        """
+        return {}
+
     def recall(self, memory: dict[str, Any]) -> None:
         """Take back what an earlier process remembered, or the policy before this one if it had the same name.
 
         Parameters
         ----------
         memory : dict
-            From `memory`, perhaps of a policy with other settings: take what still means the same.
+            From `memory`, perhaps of a policy with other settings: take what still means the same. After a restart
+            also from `step_memory`.
         """
 
     def settings(self) -> dict[str, Any]:

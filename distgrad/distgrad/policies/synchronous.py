@@ -151,11 +151,16 @@ class Synchronous(Policy):
         """Give the members of a fixed set; see `Policy.memory`."""
         return {"members": sorted(self._members)} if self._workers is not None else {}
 
+    def step_memory(self) -> dict[str, Any]:
+        """Give the members of a fixed set that have taken part with nothing; see `Policy.step_memory`."""
+        return {"spent": sorted(self._spent)} if self._workers is not None and self._spent else {}
+
     def recall(self, memory: dict[str, Any]) -> None:
         """Take the members of a fixed set back, unless it has become too small for all; see `Policy.recall`."""
         members = memory.get("members", [])
         if self._workers is not None and len(members) <= self._workers:
             self._members.update(members)
+            self._spent.update(memory.get("spent", []))
 
     def settings(self) -> dict[str, Any]:
         """Give the settings in force; see `Policy.settings`."""

@@ -10,10 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distgrad.durable import journal_reader
+from distgrad.durable.journal import resume
 from distgrad.durable.journal_reader import Place, cut, read, segments
 from distgrad.durable.segment import HEADER_BYTES, pack_header
 from distgrad.errors import DataDamaged
-from support.journals import FOLDER, SALT, SIZE, fill, new_disk, new_journal, packed, path_of, put, read_all, written
+from support.journals import (
+    FOLDER,
+    SALT,
+    SIZE,
+    fill,
+    new_disk,
+    new_journal,
+    packed,
+    path_of,
+    put,
+    read_all,
+    sequences,
+    written,
+)
 from support.sim_disk import SimDisk
 
 
@@ -153,6 +167,22 @@ def test_a_copy_that_was_not_finished_does_not_hide_what_it_copies(disk: SimDisk
         found, reading = read_all(disk, first)
         assert found == list(range(first, 7))
         assert reading.torn == Place(path_of(4), 0)
+
+
+def test_who_goes_on_sees_no_more_behind_a_hole_than_who_read_before(disk: SimDisk) -> None:
+    """Regression: a copy of the end that had lost its middle kept a broker from starting for ever."""
+    written(disk, 6)
+    hole = bytes(len(packed(5, 3)) + len(packed(6, 3)))
+    put(disk, path_of(4), pack_header(4, 7) + packed(4, 3, salt=7) + hole + packed(7, 3, salt=7))
+    found, reading = read_all(disk, 4)
+    assert found == [4, 5, 6]
+
+    journal = resume(disk, FOLDER, next_sequence=reading.next_sequence, vouched=3)
+    fill(journal, 1)
+    journal.sync()
+    journal.close()
+
+    assert sequences(disk, 1) == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_gap_within_a_segment_is_judged_like_damage(disk: SimDisk) -> None:

@@ -62,9 +62,24 @@ def test_decisions_are_gathered_into_one_record_with_the_version_before_the_firs
     records.decided([0, [["w", 2]], None], 5)
 
     (record,) = records.take()
-    assert content(record) == ["decided", {"version": 4, "decisions": [[0, [["w", 1]], None], [0, [["w", 2]], None]]}]
+    decisions = [[0, [["w", 1]], None], [0, [["w", 2]], None]]
+    assert content(record) == ["decided", {"version": 4, "decisions": decisions, "step": {}}]
     records.decided([3, "w", 3], 6)
-    assert content(records.take()[0])[1]["version"] == 6
+    assert content(records.take()[0]) == ["decided", {"version": 6, "decisions": [[3, "w", 3]]}]
+
+
+def test_what_the_policy_remembers_of_the_open_step_goes_with_the_decisions_behind_which_it_is_so() -> None:
+    step: dict[str, Any] = {}
+    records = Records(0, keeps_gradients=True)
+    records.step_memory = lambda: dict(step)
+
+    told = []
+    for number, spent in enumerate([[], ["a"], ["a"], ["a", "b"], []]):
+        step["spent"] = spent
+        records.decided([2, "w", number, "not_finite", None, ""], 0)
+        told.append(content(records.take()[0])[1].get("step"))
+
+    assert told == [{"spent": []}, {"spent": ["a"]}, None, {"spent": ["a", "b"]}, {"spent": []}]
 
 
 @pytest.mark.parametrize("kind", ["gradient", "other"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from distgrad.durable.replay import CLEARED
+from distgrad.durable.replay import APPLIED, CLEARED, REFUSED, SUPERSEDED
 from distgrad.rules import SGD
 from support.player import LAYOUT, NOTHING, Player, payload_of
 
@@ -30,6 +30,41 @@ def test_a_policys_memory_is_what_it_last_noted_and_another_policy_begins_withou
     configured(player, policy=["bounded", {"bound": 3}])
 
     assert player.books.policy_memory == {}
+
+
+def test_what_a_policy_remembers_of_the_open_step_comes_with_the_decisions_that_made_it_so() -> None:
+    player = Player()
+    configured(player)
+    player.session()
+    for number in (1, 2, 3):
+        player.gradient(number)
+
+    player.decided([REFUSED, "w", 1, "not_finite", "a", "it holds nan"], step={"spent": ["w"]})
+    player.decided([SUPERSEDED, "w", 2])
+    assert player.books.policy_step == {"spent": ["w"]}
+    player.decided([APPLIED, [("w", 3)], None], step={})
+
+    assert player.books.policy_step == {}
+
+
+@pytest.mark.parametrize(
+    "happen",
+    [
+        lambda player: replaced(player),
+        lambda player: player.record("absent", generation=1),
+        lambda player: configured(player, policy=["sync", {"workers": 3}]),
+    ],
+)
+def test_another_step_has_nothing_of_what_was_remembered_of_one(happen: Callable[[Player], None]) -> None:
+    player = Player()
+    configured(player)
+    player.session()
+    player.gradient(1)
+    player.decided([REFUSED, "w", 1, "not_finite", "a", "it holds nan"], step={"spent": ["w"]})
+
+    happen(player)
+
+    assert player.books.policy_step == {}
 
 
 def replaced(player: Player) -> None:

@@ -143,6 +143,25 @@ def test_a_bad_gradient_counts_as_having_taken_part() -> None:
     assert world.steps == [["b"]]
 
 
+def test_who_took_part_with_nothing_is_remembered_of_a_fixed_set_until_the_step_is_closed() -> None:
+    fixed, elastic = World(Synchronous(workers=2), "a", "b"), World(Synchronous(), "a", "b")
+    for world in (fixed, elastic):
+        for worker in ("a", "b"):
+            world.push(worker)
+        bad = world.next("a")
+        world.policy.offer(bad, 0, world.situation)
+        world.policy.withdrawn(bad)
+    memory = {**fixed.policy.memory(), **fixed.policy.step_memory()}
+    assert (memory, elastic.policy.step_memory()) == ({"members": ["a", "b"], "spent": ["a"]}, {})
+    again = World(Synchronous(workers=2), "a", "b")
+    again.policy.recall(memory)
+
+    again.push("b")
+
+    assert again.steps == [["b"]]
+    assert again.policy.step_memory() == {}
+
+
 def test_when_all_gradients_of_a_step_were_bad_they_may_all_try_again() -> None:
     world = World(Synchronous(), "a", "b")
     for worker in ("a", "b"):

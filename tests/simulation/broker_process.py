@@ -233,7 +233,7 @@ class BrokerProcess:
                 # Where there is no journal a new session takes back what was not decided before it, in order.
                 watch.reference.take_back(request.header["worker"])
         elif watch.cleared or watch.sequence > before:
-            self.world.told.executed(request.header["client"], request.header["id"], watch.cleared, watch.sequence)
+            self.world.told.executed(request.header["client"], request.header["id"], watch.cleared, watch.binding)
 
     def _session_of(self, request: RequestReceived) -> tuple[str, int] | None:
         own = self.watch.reference.workers.get(request.header.get("worker", ""))

@@ -74,6 +74,8 @@ class Watch:
         self.reference = reference
         self.sequence = sequence
         self.durable = sequence
+        # The last record without which what a command has done could be lost: what a policy remembers may come later.
+        self.binding = sequence
         self.durable_ticket = 0
         self.durable_checkpoint = (0, 0)
         self.bits: dict[tuple[int, int], list[bytes]] = {}
@@ -162,6 +164,8 @@ class Watch:
                 self._operations.append((self.sequence, operation))
                 continue
             kind, keys = msgpack.unpackb(header, strict_map_key=False)
+            if kind != "remembered":
+                self.binding = self.sequence
             if kind == "decided":
                 self._read_decisions(keys["decisions"])
                 continue

@@ -97,8 +97,8 @@ class WorkerProcess:
         """Take in a reply on the channel of the lease, as the driver does."""
         world, session, asked = self.world, self.session, self._asked
         header = wire.unpack(frames[0])
-        if not self.is_alive or asked is None or header.get("id") != asked.id:
-            return
+        if not self.is_alive or asked is None or header.get("id") != asked.id or self.training.doing == LEAVING:
+            return  # who says goodbye listens to nothing else
         if world.now < self.frozen_until:
             world.at(self.frozen_until - world.now, self.receive, frames)
             return

@@ -26,6 +26,8 @@ FOUND = {
     4_982: "the same, as the rule was changed behind lost steps",
     806: "a stop was told before the disk had it, if what it was to drain took too long",
     6_879: "crash after crash made workers give up that waited for a lost version to come again",
+    47_387: "who had taken part in a step with a bad gradient was waited for again after a crash",
+    60_201: "a copy of the journal's end that had lost its middle kept a broker from starting",
     17_312: "a configure that changed nothing ended the repetition of lost versions, but for a replay it did not",
 }
 

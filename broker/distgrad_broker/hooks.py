@@ -49,6 +49,7 @@ HOOKS: Mapping[str, str] = MappingProxyType(
         "recovered": "on_recovered",
         "the journal cannot be written; nothing is settled until it can": "on_disk_trouble",
         "the disk takes the journal again": "on_disk_recovered",
+        "versions that a crash took back do not come again": "on_versions_lost",
         "message rejected": "on_message_rejected",
         "shutting down": "on_shutting_down",
         "destroyed": "on_destroyed",

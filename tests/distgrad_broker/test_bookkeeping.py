@@ -14,38 +14,9 @@ from distgrad.wire import State
 from distgrad_broker.bookkeeping import books_of
 from distgrad_broker.members import Member
 from support.core_kit import LAYOUT, ONE, OTHER, frames_of
-from support.durable_kit import DurableKit
+from support.durable_kit import SYNC, DurableKit, applied, stepped
 
 CHECKPOINT, NONE = "checkpoint", "none"
-SYNC: dict[str, Any] = {"policy": "sync", "workers": 2}
-
-
-def applied(*numbers: int, **config: Any) -> DurableKit:
-    """Make a broker that has applied gradients of one worker, each computed on the version before it."""
-    kit = DurableKit(**config)
-    kit.greet()
-    for number in numbers:
-        kit.push(number, base=list(kit.state.name))
-        kit.work()
-    kit.write()
-    return kit
-
-
-def stepped(steps: int, **config: Any) -> DurableKit:
-    """Make a broker that has made steps of two workers."""
-    kit = DurableKit(**{**SYNC, **config})
-    kit.greet("a")
-    kit.greet("b")
-    for number in range(1, steps + 1):
-        step(kit, number)
-    kit.write()
-    return kit
-
-
-def step(kit: DurableKit, number: int, base: State | None = None) -> None:
-    for worker, value in (("b", 2.0), ("a", 1.0)):
-        kit.push(number, worker=worker, value=value * number, base=list(base or kit.state.name))
-    kit.work(2)
 
 
 def kinds(kit: DurableKit) -> list[str]:

@@ -10,38 +10,9 @@ import pytest
 
 from distgrad.wire import State
 from support.core_kit import LAYOUT, frames_of
-from support.durable_kit import DurableKit
+from support.durable_kit import SYNC, DurableKit, applied, step, stepped
 
 CHECKPOINT, NONE = "checkpoint", "none"
-SYNC: dict[str, Any] = {"policy": "sync", "workers": 2}
-
-
-def applied(*numbers: int, **config: Any) -> DurableKit:
-    """Make a broker that has applied gradients of one worker, each computed on the version before it."""
-    kit = DurableKit(**config)
-    kit.greet()
-    for number in numbers:
-        kit.push(number, base=list(kit.state.name))
-        kit.work()
-    kit.write()
-    return kit
-
-
-def stepped(steps: int, **config: Any) -> DurableKit:
-    """Make a broker that has made steps of two workers."""
-    kit = DurableKit(**{**SYNC, **config})
-    kit.greet("a")
-    kit.greet("b")
-    for number in range(1, steps + 1):
-        step(kit, number)
-    kit.write()
-    return kit
-
-
-def step(kit: DurableKit, number: int, base: State | None = None) -> None:
-    for worker, value in (("b", 2.0), ("a", 1.0)):
-        kit.push(number, worker=worker, value=value * number, base=list(base or kit.state.name))
-    kit.work(2)
 
 
 # Policies
@@ -317,58 +288,3 @@ def test_who_took_part_in_the_open_step_with_a_bad_gradient_has_done_so_also_aft
     if config:
         again.checkpoint()
     assert again.crash(**SYNC, **config).state.policy.step_memory() == {}
-
-
-def early_kit() -> tuple[DurableKit, DurableKit]:
-    """Crash a broker whose third step was shown and is not on the disk; give it, and the one after it."""
-    kit = stepped(2)
-    step(kit, 3)
-    assert kit.state.name == State("one", 0, 3)
-    again = kit.crash(**SYNC)
-    for worker in ("a", "b"):
-        again.greet(worker, session=kit.sessions[worker], lowest=3)
-    return kit, again
-
-
-def test_a_step_that_a_crash_took_back_comes_again_to_the_bit_and_what_was_computed_on_it_counts() -> None:
-    whole = stepped(4)
-    kit, again = early_kit()
-    shown = list(kit.state.name)
-
-    again.push(3, worker="a", value=3.0, base=["one", 0, 2])
-    again.push(4, worker="a", value=4.0, base=shown)
-    again.work(2)
-    again.push(3, worker="b", value=6.0, base=["one", 0, 2])
-    again.work(2)
-    again.push(4, worker="b", value=8.0, base=shown)
-    if again.member("a").accepted == 3:
-        again.push(4, worker="a", value=4.0, base=shown, attempt=2)
-    again.work(4)
-    again.write()
-
-    assert (again.holder.version, again.total) == (4, whole.total)
-    assert [again.member(worker).settled for worker in ("a", "b")] == [4, 4]
-
-
-def test_a_gradient_of_a_step_that_has_not_come_again_makes_nobody_send_it_in_vain() -> None:
-    """Its worker takes what it has to send five times for undeliverable, and ends."""
-    kit, again = early_kit()
-    again.push(3, worker="a", value=3.0, base=["one", 0, 2])
-    again.push(4, worker="a", value=4.0, base=list(kit.state.name))
-    again.work(2)
-
-    again.push(5, worker="a", value=5.0, base=["one", 0, 4])
-
-    assert not again.beat("a", sent=5)["resend"]
-
-
-@pytest.mark.parametrize(("mode", "repeatable"), [("descent", ["one"]), ("ascent", [])])
-def test_versions_come_again_in_spite_of_a_configure_that_changes_nothing(mode: str, repeatable: list[str]) -> None:
-    """Regression: a replay saw that nothing had changed, and had what the broker had not waited for wait."""
-    _, again = early_kit()
-    assert again.state.repeatable == ["one"]
-
-    again.written("configure", settings={"mode": mode})
-
-    assert again.state.repeatable == repeatable
-    assert again.crash(**SYNC).state.repeatable == [*repeatable, "two"]

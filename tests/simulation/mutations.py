@@ -71,7 +71,7 @@ MUTATIONS = [
     ),
     _mutation(
         "what was computed on a version that a crash took back is not held off",
-        (f"{BROKER}/intake.py", "bool(state.repeatable) and _is_early(state, gradient)", "False"),
+        (f"{BROKER}/intake.py", "if state.repeatable and _is_early(state, gradient):", "if False:"),
     ),
     # When it is settled
     _mutation(
@@ -256,16 +256,23 @@ MUTATIONS = [
         ),
     ),
     _mutation(
-        "versions are waited for that do not come again, as the parameters were replaced behind lost steps",
+        "versions count as come again that do not, as the parameters were replaced behind lost steps",
         (f"{BROKER}/bookkeeping.py", "books.repeatable if recovered.is_forked else [*", "[*"),
+        crash_test="tests/distgrad_broker/test_bookkeeping_policies.py",
     ),
     _mutation(
-        "versions are waited for that do not come again, as the rule was changed behind lost steps",
+        "versions count as come again that do not, as the rule was changed behind lost steps",
         (
             f"{DURABLE}/replay.py",
             "holder.mode, holder.rule, books.weighing):\n            self._diverge(message)",
             "holder.mode, holder.rule, books.weighing):\n            books.repeatable = []",
         ),
+        crash_test="tests/distgrad/durable/test_replay_policy.py",
+    ),
+    _mutation(
+        "a version that cannot come again is waited for",
+        (f"{BROKER}/intake.py", "if not _is_all_there_is(state, member, now):", "if True:"),
+        crash_test="tests/distgrad_broker/test_repetition.py",
     ),
     # Sessions
     _mutation(

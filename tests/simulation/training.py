@@ -61,6 +61,8 @@ class Training:
         self._next: tuple[Layout, list[Array], Any] | None = None
         self._asked = 0
         self._retry_at = 0.0
+        # Of which broker heartbeats told when the base was pulled: pulls may be ahead of them.
+        self._known_then = ""
         self._ready_at = 0.0
         self._flush_to = 0
         self._leave_by: float | None = None
@@ -108,6 +110,7 @@ class Training:
         self._asked = 0
         if header["ok"] and not header["unchanged"]:
             self._base = State(header["incarnation"], header["generation"], header["version"])
+            self._known_then = "" if self.process.session.state is None else self.process.session.state.incarnation
             self._compute()
         elif not header["ok"]:
             self._asked, self._retry_at = -1, self.process.now + LOOK_S
@@ -125,7 +128,7 @@ class Training:
             target = world.target
             if base is None or now is None or base.version < target:
                 return False
-            return base.incarnation == now.incarnation or now.version >= target
+            return now.incarnation in (base.incarnation, self._known_then) or now.version >= target
         return self._batch >= self.quota
 
     def _begin_next(self) -> None:

@@ -29,6 +29,10 @@ from support.sim_disk import SimDisk
 DATA = "/data"
 
 
+SYNC: dict[str, Any] = {"policy": "sync", "workers": 2}
+"""Settings under which a step is made of the workers a and b."""
+
+
 class DurableKit(Kit):
     """A core as `distgrad_broker.broker` builds it with a data folder; `write` is the file thread's turn.
 
@@ -174,3 +178,32 @@ class DurableKit(Kit):
                 self.writer.close()
                 return True
         return False
+
+
+def applied(*numbers: int, **config: Any) -> DurableKit:
+    """Make a broker that has applied gradients of one worker, each computed on the version before it."""
+    kit = DurableKit(**config)
+    kit.greet()
+    for number in numbers:
+        kit.push(number, base=list(kit.state.name))
+        kit.work()
+    kit.write()
+    return kit
+
+
+def stepped(steps: int, **config: Any) -> DurableKit:
+    """Make a broker that has made steps of two workers."""
+    kit = DurableKit(**{**SYNC, **config})
+    kit.greet("a")
+    kit.greet("b")
+    for number in range(1, steps + 1):
+        step(kit, number)
+    kit.write()
+    return kit
+
+
+def step(kit: DurableKit, number: int, base: wire.State | None = None) -> None:
+    """Have both workers push the gradient of a step, and apply it."""
+    for worker, value in (("b", 2.0), ("a", 1.0)):
+        kit.push(number, worker=worker, value=value * number, base=list(base or kit.state.name))
+    kit.work(2)

@@ -221,7 +221,10 @@ class BrokerProcess:
             raise AssertionError("the simulation sent what cannot be read") from error
         op, watch = request.header["op"], self.watch
         if op in ("heartbeat", "get"):
+            was_changed = self._is_changed
             self._handle(request, now)
+            if op == "get":
+                self._is_changed = was_changed  # it changes no number, queue or grant
             return
         self._write_records()
         before, session = watch.sequence, self._session_of(request)

@@ -22,7 +22,7 @@ from simulation.world import World, run_world
 # Lines of a trace that are shown.
 MAX_LINES = 120
 # Seeds that a process runs before another takes over.
-CHUNK = 50
+CHUNK = 100
 
 
 class Failure:

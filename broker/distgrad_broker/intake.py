@@ -5,13 +5,11 @@ Every gradient takes this path; it makes no object and builds no reply unless so
 
 from __future__ import annotations
 
-import logging
-
 from distgrad.durable.books import LIVE
 from distgrad.wire import Gradient
 from distgrad_broker import leasing
 from distgrad_broker.members import Member
-from distgrad_broker.settling import answer_heartbeat, end_repetition, use_up_ahead
+from distgrad_broker.settling import answer_heartbeat, end_vain_repetition, use_up_ahead
 from distgrad_broker.shared_slots import is_known
 from distgrad_broker.state import CoreState
 
@@ -62,14 +60,11 @@ def accept(state: CoreState, gradient: Gradient, now: float) -> None:
         _miss(state, member, "gap", now)
         return
     member.is_early = False
-    if state.repeatable and _is_early(state, gradient):
-        if not _is_all_there_is(state, member, now):
-            member.is_early = True
-            member.dropped += 1
-            state.dropped["early"] += 1
-            return
-        state.log(logging.WARNING, "versions that a crash took back do not come again", worker=member.worker)
-        end_repetition(state)
+    if state.repeatable and _is_early(state, gradient) and not end_vain_repetition(state, member, now):
+        member.is_early = True
+        member.dropped += 1
+        state.dropped["early"] += 1
+        return
     if member.queued_bytes + gradient.charge > member.committed:
         _miss(state, member, "uncovered", now)
         return
@@ -106,15 +101,6 @@ def _is_early(state: CoreState, gradient: Gradient) -> bool:
         and base.version > state.versions.version
         and base.incarnation in state.repeatable
     )
-
-
-def _is_all_there_is(state: CoreState, member: Member, now: float) -> bool:
-    """Tell whether the open step waits for this worker, of whom nothing comes before what is early.
-
-    Then the version that it was computed on cannot come again: the step has no more of the worker to be made with. It
-    happens where what was decided then is decided otherwise now, as people have changed settings in between.
-    """
-    return member.accepted == member.decided and member.worker in state.policy.waits_for(state.situation(now))
 
 
 def _miss(state: CoreState, member: Member, reason: str, now: float) -> None:

@@ -297,6 +297,33 @@ def end_repetition(state: CoreState) -> None:
         ask_for_early(state)
 
 
+def end_vain_repetition(state: CoreState, member: Member, now: float) -> bool:
+    """End the repetition if the open step waits for a worker of whom nothing comes before what is early.
+
+    Then the version that this was computed on cannot come again: the step has no more of the worker to be made with. It
+    happens where what was decided then is decided otherwise now, as people have changed settings in between.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    member : Member
+        Whose next gradient is early.
+    now : float
+        Seconds on the shell's clock.
+
+    Returns
+    -------
+    bool
+        Whether that was so.
+    """
+    if member.accepted != member.decided or member.worker not in state.policy.waits_for(state.situation(now)):
+        return False
+    state.log(logging.WARNING, "versions that a crash took back do not come again", worker=member.worker)
+    end_repetition(state)
+    return True
+
+
 def rebalance(state: CoreState) -> None:
     """Give out free grants and tell those whose grant changed.
 

@@ -17,7 +17,14 @@ from distgrad.wire import Gradient
 from distgrad_broker import pulls
 from distgrad_broker.members import Member
 from distgrad_broker.runs import apply_run
-from distgrad_broker.settling import MAX_COUNT, ask_for_early, end_repetition, note_staleness, settle
+from distgrad_broker.settling import (
+    MAX_COUNT,
+    ask_for_early,
+    end_repetition,
+    end_vain_repetition,
+    note_staleness,
+    settle,
+)
 from distgrad_broker.state import CoreState
 
 
@@ -127,6 +134,8 @@ def _judge(state: CoreState, gradient: Gradient, member: Member, now: float) -> 
             settle(state, gradient, member, "superseded")
         else:
             settle(state, gradient, member, "refused", GradientRefused(decision.reason, decision.message))
+        if member.is_early:
+            end_vain_repetition(state, member, now)
     if state.pulls:
         pulls.answer_all(state, now)
 

@@ -71,7 +71,7 @@ MUTATIONS = [
     ),
     _mutation(
         "what was computed on a version that a crash took back is not held off",
-        (f"{BROKER}/intake.py", "if state.repeatable and _is_early(state, gradient):", "if False:"),
+        (f"{BROKER}/intake.py", "if state.repeatable and _is_early(state, gradient)", "if False"),
     ),
     # When it is settled
     _mutation(
@@ -271,7 +271,7 @@ MUTATIONS = [
     ),
     _mutation(
         "a version that cannot come again is waited for",
-        (f"{BROKER}/intake.py", "if not _is_all_there_is(state, member, now):", "if True:"),
+        (f"{BROKER}/intake.py", " and not end_vain_repetition(state, member, now):", ":"),
         crash_test="tests/distgrad_broker/test_repetition.py",
     ),
     # Sessions

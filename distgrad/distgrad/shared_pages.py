@@ -18,7 +18,6 @@ import stat
 import sys
 import threading
 import weakref
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -174,7 +173,8 @@ def host_name() -> str | None:
     if sys.platform != "linux":
         return None
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read()
         seen = os.readlink("/proc/self/ns/pid")
     except OSError:
         return None

@@ -137,12 +137,16 @@ def test_nothing_is_saved_where_there_are_no_parameters(tmp_path: Path) -> None:
 
 
 def test_an_error_of_the_loop_is_raised_by_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_started = threading.Event()
+
     def broken(_self: Loop) -> None:
+        assert is_started.wait(30.0)
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(Loop, "run", broken)
     broker = Broker()
     broker.start()
+    is_started.set()
 
     with pytest.raises(ZeroDivisionError):
         broker.close()

@@ -181,12 +181,14 @@ def test_a_gap_makes_a_new_attempt_from_the_brokers_number() -> None:
             for value in (1.0, 2.0, 3.0):
                 shell.push(value)
             seen: list[tuple[int, int]] = []
-            while len(seen) < 5:
+            while (2, 3) not in seen:
                 assert sink.poll(10_000)
                 fields = msgpack.unpackb(sink.recv_multipart()[0])
                 seen.append((fields["attempt"], fields["number"]))
 
-        assert sorted(seen) == [(1, 1), (1, 2), (1, 3), (2, 2), (2, 3)]
+        assert [each for each in seen if each[0] == 2] == [(2, 2), (2, 3)]
+        # A connection that is closed for a new attempt may take what was on its way along.
+        assert {each for each in seen if each[0] != 2} <= {(1, 1), (1, 2), (1, 3)}
 
 
 def test_the_override_says_where_gradients_go() -> None:

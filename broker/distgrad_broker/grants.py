@@ -8,11 +8,15 @@ If every live member can have room for one gradient, each has an equal *share*. 
 two gradients, one more share is kept in *reserve* for whoever joins next. Otherwise grants are *turns*: a push that
 waits asks for one, the oldest wish is served first, and the grant falls back to 0 once nothing of the worker's is
 unsettled.
+
+A step may wait for a worker that is not there, while all that the others have pushed waits for the step. So there are
+shares for whom the policy keeps *places* as well, whatever else comes, and who has more in the queue than a share, from
+when there were fewer workers, makes the others' smaller.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from distgrad.durable.books import LIVE
 from distgrad_broker.members import Member
@@ -33,6 +37,8 @@ class Grants:
         # Whether grants are turns now, because a share would be smaller than a gradient.
         self.uses_turns = False
         self._turns: dict[str, Member] = {}
+        # How many shares were last kept for workers that nobody knows yet.
+        self.unnamed_places = 0
 
     @property
     def waiting_for_turn(self) -> int:
@@ -140,13 +146,17 @@ class Grants:
         member.want = 0
         member.committed = member.queued_bytes
 
-    def rebalance(self, members: Iterable[Member]) -> list[Member]:
+    def rebalance(
+        self, members: Iterable[Member], named_places: Collection[str] = (), unnamed_places: int = 0
+    ) -> list[Member]:
         """Give out what is free, by shares or by turns.
 
         Parameters
         ----------
         members : iterable of Member
             All that are known.
+        named_places, unnamed_places : collection of str, int
+            Whom the policy keeps places for, as `Policy.places` tells.
 
         Returns
         -------
@@ -158,11 +168,17 @@ class Grants:
         changed: list[Member] = []
         if not live:
             return changed
+        self.unnamed_places = unnamed_places
         free = self.budget_bytes - self.committed_bytes(everyone)
-        share = self.budget_bytes // len(live)
+        if named_places or unnamed_places:
+            with_place = {member.worker for member in live}.union(named_places)
+            share = self._share_beside(everyone, with_place, unnamed_places)
+            with_one_more = self._share_beside(everyone, with_place, unnamed_places + 1)
+        else:
+            share = self.budget_bytes // len(live)
+            with_one_more = self.budget_bytes // (len(live) + 1)
         # A reserve for one more where there is plenty: who joins, after a crash say, then need not wait for the
         # others' echoes or for the end of a dead worker's lease.
-        with_one_more = self.budget_bytes // (len(live) + 1)
         if with_one_more >= 2 * max(self._gradient_bytes, 1):
             share = with_one_more
         if share >= max(self._gradient_bytes, 1):
@@ -189,6 +205,16 @@ class Grants:
             free -= self._promise(member, self._gradient_bytes)
             changed.append(member)
         return changed
+
+    def _share_beside(self, everyone: list[Member], with_place: Collection[str], unnamed: int) -> int:
+        """Work out the largest share that all with a place can have, beside what is queued beyond it."""
+        left, places = self.budget_bytes, len(with_place) + unnamed
+        left -= sum(member.queued_bytes for member in everyone if member.worker not in with_place)
+        for queued in sorted((m.queued_bytes for m in everyone if m.worker in with_place), reverse=True):
+            if queued * places <= left:
+                break
+            left, places = left - queued, places - 1
+        return max(left, 0) // max(places, 1)
 
     @staticmethod
     def _promise(member: Member, target: int) -> int:

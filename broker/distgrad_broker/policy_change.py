@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 from distgrad import policies
 from distgrad.errors import ConfigError
 from distgrad.policies import Policy, Weighing
-from distgrad_broker import pulls
+from distgrad_broker import pulls, settling
 from distgrad_broker.config import POLICY_SETTINGS
+from distgrad_broker.requests import RequestError
 from distgrad_broker.state import CoreState
 from distgrad_broker.updates import requeue_held
 
@@ -44,7 +45,8 @@ def prepare(state: CoreState, settings: dict[str, Any]) -> PolicyChange | None:
     ConfigError
         If a setting is unknown or out of range.
     RequestError
-        ``too_large`` if the policy must hold more than the queue's budget.
+        ``too_large`` if the policy must hold more than the queue's budget, or is to wait for more workers than those
+        that are there leave room for.
     """
     name = settings.pop("policy", None)
     is_named = name is not None
@@ -64,8 +66,23 @@ def prepare(state: CoreState, settings: dict[str, Any]) -> PolicyChange | None:
     policy = policies.build(name, own)
     policy.check(state.settings.max_workers)
     if state.versions.layout is not None:
-        state.check_budget(state.versions.layout.gradient_bytes, policy=policy)
+        _, one = state.check_budget(state.versions.layout.gradient_bytes, policy=policy)
+        _check_places(state, policy, one)
     return PolicyChange(policy, weighing, is_named)
+
+
+def _check_places(state: CoreState, policy: Policy, gradient_bytes: int) -> None:
+    """Refuse to wait for workers that would have no room: what the others push until then, the step may hold."""
+    ids, others = policy.places()
+    absent = len(ids) + others - len(state.members.live_ids)
+    granted = state.grants.committed_bytes(state.members)
+    if absent > 0 and granted + absent * gradient_bytes > state.grants.budget_bytes:
+        raise RequestError(
+            "too_large",
+            f"{policy.name} is to wait for {absent} worker(s) that are not here, {gradient_bytes} bytes each; those "
+            f"that are have {granted} of {state.grants.budget_bytes}: let the others join first, start the "
+            "broker with this policy, or raise --queue-bytes",
+        )
 
 
 def carry_out(state: CoreState, change: PolicyChange, now: float) -> None:
@@ -91,5 +108,6 @@ def carry_out(state: CoreState, change: PolicyChange, now: float) -> None:
     situation = state.situation(now)
     for worker in sorted(state.members.live_ids):
         state.policy.joined(worker, situation)
+    settling.rebalance(state)
     if state.pulls:
         pulls.answer_all(state, now)

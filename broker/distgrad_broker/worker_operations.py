@@ -172,7 +172,8 @@ def heartbeat(state: CoreState, request: RequestReceived, waiter: Waiter, now: f
     while member.refusals and member.refusals[0][0] <= settled:
         member.refusals.popleft()
     member.waiting = None  # a newer heartbeat replaces one that still waits
-    if state.grants.echo(member, grant_seq, held, want, sent) or is_back:
+    has_news = state.grants.echo(member, grant_seq, held, want, sent)
+    if has_news or is_back or state.grants.unnamed_places != state.policy.places()[1]:
         settling.rebalance(state)
     if is_back:
         membership.came(state, member, now)

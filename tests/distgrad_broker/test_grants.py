@@ -250,3 +250,98 @@ def test_commitments_stay_within_the_budget_and_cover_what_is_queued(
 
         assert grants.committed_bytes(table) <= budget
         assert all(max(m.queued_bytes, m.promised) <= m.committed for m in table)
+
+
+def echo_all(grants: Grants, table: list[Member], places: tuple[list[str], int], wanting: list[Member]) -> None:
+    """Let everybody who is live hear of its grant and say what it has; nothing is on the way."""
+    for member in table:
+        if member.state == LIVE:
+            held = max(member.promised, member.queued_bytes)
+            want_bytes = 1024 if member in wanting and not member.queued_bytes else 0
+            grants.echo(member, member.grant_seq, held, want_bytes, 99 if member.queued_bytes else 0)
+            grants.rebalance(table, *places)
+
+
+def test_room_is_kept_for_a_worker_that_a_step_waits_for() -> None:
+    """Regression: the four had all of the room, with one gradient in the step each and one behind it (198203)."""
+    grants, table = Grants(8192), people(5)
+    grants.resize(8192, 1024)
+
+    grants.rebalance(table[:2], [], 5)
+    assert [member.promised for member in table[:2]] == [1170, 1170]
+    grants.rebalance(table[:4], [], 5)
+    assert grants.uses_turns, "the four may not be of the five"
+    ids = [member.worker for member in table]
+    grants.rebalance(table[:4], ids, 0)
+    assert [member.promised for member in table[:4]] == [1638] * 4
+    grants.rebalance(table, ids, 0)
+    assert [member.promised for member in table] == [1638] * 5
+
+
+def test_who_came_when_there_were_fewer_makes_the_others_shares_smaller() -> None:
+    grants, table = Grants(4096), people(3)
+    grants.resize(4096, 1024)
+    ids = ["w0", "w2"]
+    grants.rebalance(table[:1], ids, 0)
+    assert table[0].promised == 2048
+    table[0].queued_bytes = 2048  # for a step that w2 is missing in
+
+    grants.rebalance(table[:2], ids, 0)  # w1 is no member of the set
+    assert table[1].promised == 1024
+
+    grants.rebalance(table, ids, 0)
+    assert table[2].promised == 1024
+    assert grants.committed_bytes(table) == 4096
+
+
+COMINGS = st.lists(
+    st.tuples(st.sampled_from(["come", "echo", "fill", "fill", "push", "silence"]), st.integers(0, 4)), max_size=40
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.integers(2, 4), st.integers(0, 6), st.sampled_from([0, 500]), COMINGS)
+def test_who_is_waited_for_gets_room_whoever_else_has_come_before(
+    n_members: int, spare: int, odd_bytes: int, comings: list[tuple[str, int]]
+) -> None:
+    """Members' gradients stay queued until all are there; those of others are settled at once."""
+    budget = 1024 * (n_members + spare) + odd_bytes
+    grants, table = Grants(budget), people(5)
+    for member in table:
+        member.state = SILENT
+    grants.resize(budget, 1024)
+    known: set[str] = set()
+    members = table[:n_members]
+
+    def places() -> tuple[list[str], int]:
+        return sorted(known), n_members - len(known)
+
+    def push(member: Member) -> None:
+        if member.queued_bytes + 1024 <= member.committed and member in members:
+            known.add(member.worker)
+            member.queued_bytes += 1024
+
+    for action, who in comings:
+        member = table[who]
+        if action == "come":
+            member.state = LIVE
+        elif action == "silence" and member.state == LIVE:
+            member.state = SILENT
+            grants.withdraw(member)
+        elif action == "echo":
+            echo_all(grants, table, places(), [member])
+        elif action in ("push", "fill") and member.state == LIVE:
+            for _ in range(9 if action == "fill" else 1):
+                push(member)
+        grants.rebalance(table, *places())
+        assert grants.committed_bytes(table) <= budget
+
+    for member in members:
+        member.state = LIVE
+    for _ in range(3 * len(table)):
+        echo_all(grants, table, places(), members)
+        for member in members:
+            if not member.queued_bytes and member.promised >= 1024:
+                push(member)
+
+    assert all(member.queued_bytes for member in members), "the step can be made"

@@ -269,6 +269,44 @@ def test_a_policy_that_must_hold_more_than_the_budget_is_refused_at_configure() 
     assert str(5 * ONE) in refused["message"]
 
 
+def test_a_worker_that_comes_late_has_room_though_the_others_have_pushed_all_they_could() -> None:
+    """Regression: with a gradient in the step each, and one behind it, they had all of the room (198203)."""
+    kit = Kit(policy=Synchronous(workers=5), queue_bytes=8 * ONE)
+
+    def push_all_that_fits(worker: str) -> None:
+        member = kit.member(worker)
+        while kit.beat(worker, want=ONE)["grant"] >= member.queued_bytes + ONE:
+            kit.push(member.accepted + 1, worker=worker, base=["one", 0, 0])
+            kit.work()
+
+    for worker in "abcd":
+        kit.hello(worker)
+        push_all_that_fits(worker)
+    for worker in "abcd":
+        push_all_that_fits(worker)
+    assert kit.state.policy.waits_for(kit.state.situation(kit.now)) == ["1 more worker(s)"]
+
+    kit.hello("e")
+    assert kit.beat("e", want=ONE)["grant"] >= ONE
+    kit.push(1, worker="e", base=["one", 0, 0])
+    kit.work()
+
+    assert (kit.holder.version, kit.state.queued_bytes) == (1, 0)
+
+
+def test_a_set_whose_missing_members_would_have_no_room_is_refused_at_configure() -> None:
+    kit = Kit(queue_bytes=8 * ONE)
+    for worker in "abcd":
+        kit.hello(worker)
+
+    refused = kit.ask("configure", settings={"policy": "sync", "workers": 5})
+
+    assert (refused["error"], kit.state.policy.name) == ("too_large", "async")
+    assert f"have {8 * ONE} of {8 * ONE}" in refused["message"]
+    kit.hello("e")
+    assert kit.ask("configure", settings={"policy": "sync", "workers": 5})["ok"]
+
+
 @pytest.mark.parametrize(
     ("settings", "word"),
     [

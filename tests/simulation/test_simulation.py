@@ -29,6 +29,7 @@ FOUND = {
     47_387: "who had taken part in a step with a bad gradient was waited for again after a crash",
     60_201: "a copy of the journal's end that had lost its middle kept a broker from starting",
     17_312: "a configure that changed nothing ended the repetition of lost versions, but for a replay it did not",
+    198_203: "refused gradients kept their bytes behind those held for a step, from a worker that all waited for",
 }
 
 

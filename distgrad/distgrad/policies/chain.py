@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from distgrad.errors import ConfigError
@@ -97,6 +97,10 @@ class Chain(Policy):
     def must_hold(self, workers: int) -> int:
         """Give the largest of the links'; see `Policy.must_hold`."""
         return max(link.must_hold(workers) for link in self._links)
+
+    def places(self) -> tuple[Collection[str], int]:
+        """Give those of the last link, which alone may hold; see `Policy.places`."""
+        return self._last.places()
 
     def check(self, max_workers: int) -> None:
         """Have each link check its settings; see `Policy.check`."""

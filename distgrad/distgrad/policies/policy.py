@@ -258,6 +258,18 @@ class Policy:
         """
         return 1
 
+    def places(self) -> tuple[Collection[str], int]:
+        """Tell for whom room in the queue must be kept though they may not be there: a step waits until they come.
+
+        Returns
+        -------
+        ids : collection of str
+            Those that are known.
+        others : int
+            How many more there are to be.
+        """
+        return (), 0
+
     def check(self, max_workers: int) -> None:
         """Refuse settings that cannot work for so many workers.
 

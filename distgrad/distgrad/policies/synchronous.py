@@ -137,6 +137,10 @@ class Synchronous(Policy):
         everybody = workers if self._workers is None else self._workers
         return everybody if self._quorum is None else min(self._quorum, everybody)
 
+    def places(self) -> tuple[set[str], int]:
+        """Keep room for the fixed set; see `Policy.places`."""
+        return self._members, 0 if self._workers is None else self._workers - len(self._members)
+
     def check(self, max_workers: int) -> None:
         """Refuse more workers than are allowed; see `Policy.check`."""
         for setting, value in (("quorum", self._quorum), ("workers", self._workers)):

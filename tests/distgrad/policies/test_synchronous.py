@@ -304,6 +304,16 @@ def test_a_fixed_set_outlives_its_process_and_an_elastic_one_has_nothing_to_reme
     assert World(Synchronous(), "a").policy.memory() == {}
 
 
+def test_room_is_kept_for_a_fixed_set_and_for_those_of_it_that_are_not_known_yet() -> None:
+    world = World(Synchronous(workers=3), "a", "b")
+    assert world.policy.places() == (set(), 3)
+    world.push("b")
+
+    assert world.policy.places() == ({"b"}, 2)
+    assert Chain([world.policy]).places() == ({"b"}, 2)
+    assert World(Synchronous(quorum=2), "a").policy.places() == (set(), 0)
+
+
 def test_a_larger_set_keeps_its_members_and_one_that_is_too_small_for_them_none() -> None:
     memory = {"members": ["a", "b"]}
     larger, smaller, elastic = Synchronous(workers=3), Synchronous(workers=1), Synchronous()

@@ -9,17 +9,17 @@ two gradients, one more share is kept in *reserve* for whoever joins next. Other
 waits asks for one, the oldest wish is served first, and the grant falls back to 0 once nothing of the worker's is
 unsettled.
 
-A step may wait for a worker that is not there, while all that the others have pushed waits for the step. So there are
-shares for whom the policy keeps *places* as well, whatever else comes, and who has more in the queue than a share, from
-when there were fewer workers, makes the others' smaller.
+Room for those that a step waits for is given to nobody else (`places`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from distgrad.durable.books import LIVE
+from distgrad.policies import NO_PLACES, Places
 from distgrad_broker.members import Member
+from distgrad_broker.places import Kept
 
 
 class Grants:
@@ -37,8 +37,8 @@ class Grants:
         # Whether grants are turns now, because a share would be smaller than a gradient.
         self.uses_turns = False
         self._turns: dict[str, Member] = {}
-        # How many shares were last kept for workers that nobody knows yet.
-        self.unnamed_places = 0
+        # The policy's places when grants were last given out: named ones, open ones, and of how many workers.
+        self._places = (0, 0, 0)
 
     @property
     def waiting_for_turn(self) -> int:
@@ -109,7 +109,9 @@ class Grants:
                 self._promise(member, 0)
         elif self.uses_turns and not member.promised and not member.queued_bytes:
             self._turns.setdefault(member.worker, member)
-        return before != (member.committed, member.promised, len(self._turns))
+        # With places kept, whoever waits is looked at again: what is kept depends on who pushes.
+        is_waiting = want > member.promised and any(self._places)
+        return is_waiting or before != (member.committed, member.promised, len(self._turns))
 
     def settle(self, member: Member) -> bool:
         """Note that a gradient was settled: it may end a turn, or free what a member that is gone still covered.
@@ -146,17 +148,30 @@ class Grants:
         member.want = 0
         member.committed = member.queued_bytes
 
-    def rebalance(
-        self, members: Iterable[Member], named_places: Collection[str] = (), unnamed_places: int = 0
-    ) -> list[Member]:
+    def have_changed(self, places: Places) -> bool:
+        """Tell whether a policy's places are others than when grants were last given out.
+
+        Parameters
+        ----------
+        places : Places
+            Of the policy.
+
+        Returns
+        -------
+        bool
+            Whether to `rebalance`.
+        """
+        return self._places != _count(places)
+
+    def rebalance(self, members: Iterable[Member], places: Places = NO_PLACES) -> list[Member]:
         """Give out what is free, by shares or by turns.
 
         Parameters
         ----------
         members : iterable of Member
             All that are known.
-        named_places, unnamed_places : collection of str, int
-            Whom the policy keeps places for, as `Policy.places` tells.
+        places : Places
+            Of the policy.
 
         Returns
         -------
@@ -168,53 +183,48 @@ class Grants:
         changed: list[Member] = []
         if not live:
             return changed
-        self.unnamed_places = unnamed_places
-        free = self.budget_bytes - self.committed_bytes(everyone)
-        if named_places or unnamed_places:
-            with_place = {member.worker for member in live}.union(named_places)
-            share = self._share_beside(everyone, with_place, unnamed_places)
-            with_one_more = self._share_beside(everyone, with_place, unnamed_places + 1)
-        else:
-            share = self.budget_bytes // len(live)
-            with_one_more = self.budget_bytes // (len(live) + 1)
+        self._places = _count(places)
+        kept = Kept(everyone, places, self.budget_bytes, self._gradient_bytes)
+        count = len({member.worker for member in live}.union(places.named))
+        count = max(count, len(places.named) + places.others)
+        share = self.budget_bytes // count
         # A reserve for one more where there is plenty: who joins, after a crash say, then need not wait for the
         # others' echoes or for the end of a dead worker's lease.
+        with_one_more = self.budget_bytes // (count + 1)
         if with_one_more >= 2 * max(self._gradient_bytes, 1):
             share = with_one_more
         if share >= max(self._gradient_bytes, 1):
             self.uses_turns = False
             self._turns.clear()
             for member in live:
-                target = min(share, member.committed + max(free, 0))
+                target = min(share, member.committed + kept.available(member))
+                if kept.must_give_back(member):
+                    target = 0
                 if target != member.promised and (target >= self._gradient_bytes or target < member.promised):
-                    free -= self._promise(member, target)
+                    kept.take(member, self._promise(member, target))
                     changed.append(member)
             return changed
         if not self.uses_turns:
             self.uses_turns = True
             for member in live:
                 if member.promised:
-                    free -= self._promise(member, 0)
+                    self._promise(member, 0)
                     changed.append(member)
                 if member.want > 0:
                     self._turns.setdefault(member.worker, member)
+        # First come, first served; but a place is kept, from those as well who came before its worker.
+        is_blocked = {True: False, False: False}
         for worker, member in list(self._turns.items()):
-            if self._gradient_bytes - member.committed > free:
-                break  # first come, first served
+            is_eligible = kept.is_eligible(member)
+            if not kept.is_named(member) and (is_blocked[True] or (is_blocked[False] and not is_eligible)):
+                continue
+            if self._gradient_bytes - member.committed > kept.available(member):
+                is_blocked[is_eligible] = True
+                continue
             del self._turns[worker]
-            free -= self._promise(member, self._gradient_bytes)
+            kept.take(member, self._promise(member, self._gradient_bytes))
             changed.append(member)
         return changed
-
-    def _share_beside(self, everyone: list[Member], with_place: Collection[str], unnamed: int) -> int:
-        """Work out the largest share that all with a place can have, beside what is queued beyond it."""
-        left, places = self.budget_bytes, len(with_place) + unnamed
-        left -= sum(member.queued_bytes for member in everyone if member.worker not in with_place)
-        for queued in sorted((m.queued_bytes for m in everyone if m.worker in with_place), reverse=True):
-            if queued * places <= left:
-                break
-            left, places = left - queued, places - 1
-        return max(left, 0) // max(places, 1)
 
     @staticmethod
     def _promise(member: Member, target: int) -> int:
@@ -224,3 +234,7 @@ class Grants:
         before = member.committed
         member.committed = max(before, target)
         return member.committed - before
+
+
+def _count(places: Places) -> tuple[int, int, int]:
+    return len(places.named), places.others, -1 if places.among is None else len(places.among)

@@ -20,7 +20,7 @@ from distgrad_broker.updates import advance
 
 
 def check_room(state: CoreState, worker: str) -> None:
-    """Refuse a worker if the policy would have to hold more than the queue's budget with it.
+    """Refuse a worker with whom the policy would have to hold too much, or who could never have room for a gradient.
 
     Parameters
     ----------
@@ -35,8 +35,18 @@ def check_room(state: CoreState, worker: str) -> None:
         ``too_large``, with the budget that would do.
     """
     member = state.members.get(worker)
-    if (member is None or member.state != LIVE) and state.versions.layout is not None:
-        state.check_budget(state.versions.layout.gradient_bytes, workers=len(state.members.live_ids) + 1)
+    if (member is not None and member.state == LIVE) or state.versions.layout is None:
+        return
+    budget, one = state.check_budget(state.versions.layout.gradient_bytes, workers=len(state.members.live_ids) + 1)
+    named, others, among = state.policy.places()
+    least = (len(named) + others + 1) * one
+    members = named if among is None else among
+    if members and (not others or among is not None) and worker not in members and least > budget:
+        raise RequestError(
+            "too_large",
+            f"{worker!r:.80} is none of the workers of {state.policy.name}, and --queue-bytes {budget} has no room for "
+            f"another's gradient: start it under the id of one of them, or raise it to at least {least}",
+        )
 
 
 def came(state: CoreState, member: Member, now: float) -> None:
@@ -56,7 +66,7 @@ def came(state: CoreState, member: Member, now: float) -> None:
 
 
 def went(state: CoreState, member: Member, now: float, *, left: bool) -> None:
-    """Note that a worker is gone, after its grant was withdrawn.
+    """Note that a worker is gone, after its grant was withdrawn, which others may have now.
 
     Parameters
     ----------
@@ -70,6 +80,7 @@ def went(state: CoreState, member: Member, now: float, *, left: bool) -> None:
         Whether it said goodbye.
     """
     state.policy.departed(member.worker, left=left)
+    rebalance(state)
     _look_again(state, now)
 
 
@@ -114,8 +125,6 @@ def expire_leases(state: CoreState, now: float) -> None:
         if state.records is not None:
             state.records.add("silent", worker=member.worker)
         state.log(logging.WARNING, "worker silent", worker=member.worker, accepted=member.accepted)
-    if lapsed:
-        rebalance(state)
     for member in lapsed:
         went(state, member, now, left=False)
 
@@ -142,7 +151,6 @@ def evict(state: CoreState, member: Member, now: float) -> None:
         note_session(state.records, member)
         state.records.add("silent", worker=member.worker)
     state.log(logging.WARNING, "worker evicted", worker=member.worker, accepted=member.accepted)
-    rebalance(state)
     if was_live:
         went(state, member, now, left=False)
 

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 from distgrad import policies
 from distgrad.errors import ConfigError
-from distgrad.policies import Policy, Weighing
+from distgrad.policies import NO_PLACES, Policy, Weighing
 from distgrad_broker import pulls, settling
 from distgrad_broker.config import POLICY_SETTINGS
+from distgrad_broker.places import Kept
 from distgrad_broker.requests import RequestError
 from distgrad_broker.state import CoreState
 from distgrad_broker.updates import requeue_held
@@ -21,8 +22,6 @@ class PolicyChange(NamedTuple):
 
     policy: Policy | None
     weighing: Weighing
-    # Whether it was named, and so begins with nothing, or only has other settings from now on.
-    is_named: bool = False
 
 
 def prepare(state: CoreState, settings: dict[str, Any]) -> PolicyChange | None:
@@ -65,23 +64,23 @@ def prepare(state: CoreState, settings: dict[str, Any]) -> PolicyChange | None:
         own = {key: value for key, value in {**state.policy.settings(), **own}.items() if value is not None}
     policy = policies.build(name, own)
     policy.check(state.settings.max_workers)
+    if not is_named:  # it only has other settings from now on; else it begins with nothing
+        policy.recall(state.policy.memory())
     if state.versions.layout is not None:
         _, one = state.check_budget(state.versions.layout.gradient_bytes, policy=policy)
         _check_places(state, policy, one)
-    return PolicyChange(policy, weighing, is_named)
+    return PolicyChange(policy, weighing)
 
 
 def _check_places(state: CoreState, policy: Policy, gradient_bytes: int) -> None:
-    """Refuse to wait for workers that would have no room: what the others push until then, the step may hold."""
-    ids, others = policy.places()
-    absent = len(ids) + others - len(state.members.live_ids)
-    granted = state.grants.committed_bytes(state.members)
-    if absent > 0 and granted + absent * gradient_bytes > state.grants.budget_bytes:
+    """Refuse to wait for workers that would have no room: what the others have pushed, the step may hold."""
+    places, budget = policy.places(), state.grants.budget_bytes
+    kept = Kept(list(state.members), places, budget, gradient_bytes, trusts_idle=True)
+    if places != NO_PLACES and kept.room < 0:
         raise RequestError(
             "too_large",
-            f"{policy.name} is to wait for {absent} worker(s) that are not here, {gradient_bytes} bytes each; those "
-            f"that are have {granted} of {state.grants.budget_bytes}: let the others join first, start the "
-            "broker with this policy, or raise --queue-bytes",
+            f"{policy.name} would wait for workers that have no room: what others were granted leaves {-kept.room} "
+            f"bytes too few of --queue-bytes {budget}; raise it, or let all join, and wait until the queue is empty",
         )
 
 
@@ -101,10 +100,7 @@ def carry_out(state: CoreState, change: PolicyChange, now: float) -> None:
         state.adopt_policy(state.policy, change.weighing)
         return
     requeue_held(state)
-    former = state.policy
     state.adopt_policy(change.policy, change.weighing)
-    if not change.is_named:
-        state.policy.recall(former.memory())
     situation = state.situation(now)
     for worker in sorted(state.members.live_ids):
         state.policy.joined(worker, situation)

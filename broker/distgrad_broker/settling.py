@@ -332,5 +332,5 @@ def rebalance(state: CoreState) -> None:
     state : CoreState
         The core's memory.
     """
-    for member in state.grants.rebalance(state.members, *state.policy.places()):
+    for member in state.grants.rebalance(state.members, state.policy.places()):
         answer_heartbeat(state, member)

@@ -173,7 +173,7 @@ def heartbeat(state: CoreState, request: RequestReceived, waiter: Waiter, now: f
         member.refusals.popleft()
     member.waiting = None  # a newer heartbeat replaces one that still waits
     has_news = state.grants.echo(member, grant_seq, held, want, sent)
-    if has_news or is_back or state.grants.unnamed_places != state.policy.places()[1]:
+    if has_news or is_back or state.grants.have_changed(state.policy.places()):
         settling.rebalance(state)
     if is_back:
         membership.came(state, member, now)
@@ -233,7 +233,6 @@ def leave(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
     sharing.forget(state, member)
     state.grants.withdraw(member)
     state.members.leave(member)
-    settling.rebalance(state)
     membership.went(state, member, now, left=True)
     state.log(logging.INFO, "worker left", worker=member.worker, settled=member.settled)
     if state.records is not None:

@@ -296,14 +296,19 @@ def test_a_worker_that_comes_late_has_room_though_the_others_have_pushed_all_the
 
 def test_a_set_whose_missing_members_would_have_no_room_is_refused_at_configure() -> None:
     kit = Kit(queue_bytes=8 * ONE)
-    for worker in "abcd":
-        kit.hello(worker)
 
+    def join(*workers: str) -> None:
+        for worker in workers:
+            kit.hello(worker)
+        for worker in [member.worker for member in kit.state.members] * 2:
+            kit.beat(worker)
+
+    join(*"abcd")
     refused = kit.ask("configure", settings={"policy": "sync", "workers": 5})
 
     assert (refused["error"], kit.state.policy.name) == ("too_large", "async")
-    assert f"have {8 * ONE} of {8 * ONE}" in refused["message"]
-    kit.hello("e")
+    assert f"leaves {ONE} bytes too few of --queue-bytes {8 * ONE}" in refused["message"]
+    join("e")
     assert kit.ask("configure", settings={"policy": "sync", "workers": 5})["ok"]
 
 

@@ -11,12 +11,14 @@ from distgrad.policies.chain import Chain
 from distgrad.policies.policy import (
     APPLY,
     HOLD,
+    NO_PLACES,
     SUPERSEDE,
     Action,
     Base,
     Decision,
     Held,
     Offered,
+    Places,
     Policy,
     Situation,
 )
@@ -28,6 +30,7 @@ from distgrad.policies.weighing import REDUCTIONS, Weighing
 __all__ = [
     "APPLY",
     "HOLD",
+    "NO_PLACES",
     "REDUCTIONS",
     "SCALINGS",
     "SUPERSEDE",
@@ -40,6 +43,7 @@ __all__ = [
     "Decision",
     "Held",
     "Offered",
+    "Places",
     "Policy",
     "Situation",
     "Staleness",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from distgrad.errors import ConfigError
-from distgrad.policies.policy import Action, Decision, Offered, Policy, Situation
+from distgrad.policies.policy import Action, Decision, Offered, Places, Policy, Situation
 
 
 class Chain(Policy):
@@ -98,7 +98,7 @@ class Chain(Policy):
         """Give the largest of the links'; see `Policy.must_hold`."""
         return max(link.must_hold(workers) for link in self._links)
 
-    def places(self) -> tuple[Collection[str], int]:
+    def places(self) -> Places:
         """Give those of the last link, which alone may hold; see `Policy.places`."""
         return self._last.places()
 

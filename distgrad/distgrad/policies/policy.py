@@ -109,6 +109,27 @@ class Situation(NamedTuple):
     now: float
 
 
+class Places(NamedTuple):
+    """Whom a step waits for, however long.
+
+    Attributes
+    ----------
+    named : collection of str
+        Ids of workers that must all come.
+    others : int
+        How many more must come.
+    among : collection of str or None
+        Who these may be; None if it may be anybody.
+    """
+
+    named: Collection[str]
+    others: int
+    among: Collection[str] | None = None
+
+
+NO_PLACES = Places((), 0)
+
+
 class Policy:
     """Decides when a gradient counts. The answers here are those of a policy that has no opinion.
 
@@ -258,17 +279,15 @@ class Policy:
         """
         return 1
 
-    def places(self) -> tuple[Collection[str], int]:
+    def places(self) -> Places:
         """Tell for whom room in the queue must be kept though they may not be there: a step waits until they come.
 
         Returns
         -------
-        ids : collection of str
-            Those that are known.
-        others : int
-            How many more there are to be.
+        Places
+            None by default.
         """
-        return (), 0
+        return NO_PLACES
 
     def check(self, max_workers: int) -> None:
         """Refuse settings that cannot work for so many workers.

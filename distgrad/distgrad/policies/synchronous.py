@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distgrad.errors import ConfigError
-from distgrad.policies.policy import HOLD, SUPERSEDE, Action, Decision, Offered, Policy, Situation
+from distgrad.policies.policy import HOLD, NO_PLACES, SUPERSEDE, Action, Decision, Offered, Places, Policy, Situation
 from distgrad.policies.ranges import check_seconds, check_whole
 
 
@@ -137,9 +137,14 @@ class Synchronous(Policy):
         everybody = workers if self._workers is None else self._workers
         return everybody if self._quorum is None else min(self._quorum, everybody)
 
-    def places(self) -> tuple[set[str], int]:
-        """Keep room for the fixed set; see `Policy.places`."""
-        return self._members, 0 if self._workers is None else self._workers - len(self._members)
+    def places(self) -> Places:
+        """Keep room for the members of a fixed set, or as many of them as a step needs; see `Policy.places`."""
+        if self._workers is None:
+            return NO_PLACES
+        missing = self._workers - len(self._members)
+        if self._quorum is None:
+            return Places(self._members, missing)
+        return Places((), self._quorum, None if missing else self._members)
 
     def check(self, max_workers: int) -> None:
         """Refuse more workers than are allowed; see `Policy.check`."""

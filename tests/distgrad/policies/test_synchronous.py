@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distgrad.policies import SUPERSEDE, Action, Asynchronous, Chain, Policy, Staleness, Synchronous
+from distgrad.policies import NO_PLACES, SUPERSEDE, Action, Asynchronous, Chain, Places, Policy, Staleness, Synchronous
 from support.policy_world import Accounts, Gradient, World
 
 
@@ -306,12 +306,21 @@ def test_a_fixed_set_outlives_its_process_and_an_elastic_one_has_nothing_to_reme
 
 def test_room_is_kept_for_a_fixed_set_and_for_those_of_it_that_are_not_known_yet() -> None:
     world = World(Synchronous(workers=3), "a", "b")
-    assert world.policy.places() == (set(), 3)
+    assert world.policy.places() == Places(set(), 3)
     world.push("b")
 
-    assert world.policy.places() == ({"b"}, 2)
-    assert Chain([world.policy]).places() == ({"b"}, 2)
-    assert World(Synchronous(quorum=2), "a").policy.places() == (set(), 0)
+    assert world.policy.places() == Places({"b"}, 2)
+    assert Chain([world.policy]).places() == Places({"b"}, 2)
+    assert World(Synchronous(quorum=2), "a").policy.places() == NO_PLACES
+
+
+def test_room_is_kept_for_a_quorum_of_a_fixed_set_and_not_for_all_of_it() -> None:
+    world = World(Synchronous(quorum=2, workers=3), "a", "b", "c")
+    assert world.policy.places() == Places((), 2, None)
+    for worker in "abc":
+        world.push(worker)
+
+    assert world.policy.places() == Places((), 2, {"a", "b", "c"})
 
 
 def test_a_larger_set_keeps_its_members_and_one_that_is_too_small_for_them_none() -> None:

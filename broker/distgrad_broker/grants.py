@@ -237,4 +237,4 @@ class Grants:
 
 
 def _count(places: Places) -> tuple[int, int, int]:
-    return len(places.named), places.others, -1 if places.among is None else len(places.among)
+    return len(places.named), places.others, len(places.among or ())

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distgrad.durable.books import LIVE, SILENT
+from distgrad.policies import Places
 from distgrad_broker.grants import Grants
 from distgrad_broker.members import Member
 
@@ -111,6 +112,20 @@ def test_turns_are_served_in_the_order_in_which_they_were_asked_for() -> None:
 
     assert [member.promised for member in table] == [0, 0, 1024, 1024]
     assert grants.waiting_for_turn == 1
+
+
+def test_waiting_for_a_turn_is_news_once() -> None:
+    grants, table = Grants(1024), people(2)
+    grants.resize(1024, 1024)
+    grants.rebalance(table)
+    for member in table:
+        assert grants.echo(member, member.grant_seq, held=0, want=1024, sent=0)
+        grants.rebalance(table)
+    assert table[1].promised == 0
+
+    assert not grants.echo(table[1], table[1].grant_seq, held=0, want=1024, sent=0)
+    grants.rebalance(table, Places({"w1"}, 0))
+    assert grants.echo(table[1], table[1].grant_seq, held=0, want=1024, sent=0), "unless places are kept"
 
 
 def test_a_turn_that_is_not_used_goes_back() -> None:

@@ -274,6 +274,11 @@ MUTATIONS = [
         (f"{BROKER}/intake.py", " and not end_vain_repetition(state, member, now):", ":"),
         crash_test="tests/distgrad_broker/test_repetition.py",
     ),
+    _mutation(
+        "room is not kept for those that a step waits for",
+        (f"{BROKER}/settling.py", "rebalance(state.members, state.policy.places())", "rebalance(state.members)"),
+        crash_test="tests/distgrad_broker/test_places.py",
+    ),
     # Sessions
     _mutation(
         "sessions are not in the journal",

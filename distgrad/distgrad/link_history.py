@@ -55,8 +55,8 @@ class LinkHistory:
                 self._was_up = True
             elif link is Link.LOST and self._was_up:
                 self.was_cut = True
-            elif link is Link.LOST:
-                # Lost before it was up. If a definite cause was told, on this try or a former one, it stays.
+            elif link in (Link.LOST, Link.UNFINISHED):
+                # Ended before it was up. If a definite cause was told, on this try or a former one, it stays.
                 link = self._last if self._last in _DEFINITE else Link.UNFINISHED
             self._last = link
 

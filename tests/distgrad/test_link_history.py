@@ -55,8 +55,9 @@ def test_who_has_the_keys_is_said() -> None:
     assert "only this client has them" in history_of([Link.NO_KEYS]).explain(has_keys=True)[0]
 
 
-def test_a_definite_cause_of_a_former_try_stays() -> None:
-    assert "does not accept the key" in history_of([Link.REFUSED], [Link.LOST]).explain(has_keys=True)[0]
+@pytest.mark.parametrize("later", [Link.LOST, Link.UNFINISHED])
+def test_a_definite_cause_of_a_former_try_stays(later: Link) -> None:
+    assert "does not accept the key" in history_of([Link.REFUSED], [later]).explain(has_keys=True)[0]
 
 
 def test_only_a_connection_that_was_up_is_cut_and_the_next_socket_is_not() -> None:

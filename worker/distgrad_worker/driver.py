@@ -239,8 +239,8 @@ class Driver:
         """Remember what became of the request socket's connection, for whoever must be told why nobody answers."""
         if link is Link.UP:
             self._was_up = True
-        elif link is Link.LOST and not self._was_up:
-            # Lost before it was up. A definite cause, once told, stays; else ZeroMQ tries again by itself.
+        elif link is Link.UNFINISHED or (link is Link.LOST and not self._was_up):
+            # Ended before it was up. A definite cause, once told, stays; else ZeroMQ tries again by itself.
             link = self.link if self.link in (Link.REFUSED, Link.NO_KEYS) else Link.UNFINISHED
         self.link = link
 

@@ -66,7 +66,7 @@ def came(state: CoreState, member: Member, now: float) -> None:
 
 
 def went(state: CoreState, member: Member, now: float, *, left: bool) -> None:
-    """Note that a worker is gone, after its grant was withdrawn, which others may have now.
+    """Note that a worker is gone, after its grant was withdrawn; `rebalance` afterwards.
 
     Parameters
     ----------
@@ -80,7 +80,6 @@ def went(state: CoreState, member: Member, now: float, *, left: bool) -> None:
         Whether it said goodbye.
     """
     state.policy.departed(member.worker, left=left)
-    rebalance(state)
     _look_again(state, now)
 
 
@@ -127,6 +126,8 @@ def expire_leases(state: CoreState, now: float) -> None:
         state.log(logging.WARNING, "worker silent", worker=member.worker, accepted=member.accepted)
     for member in lapsed:
         went(state, member, now, left=False)
+    if lapsed:
+        rebalance(state)
 
 
 def evict(state: CoreState, member: Member, now: float) -> None:
@@ -153,6 +154,7 @@ def evict(state: CoreState, member: Member, now: float) -> None:
     state.log(logging.WARNING, "worker evicted", worker=member.worker, accepted=member.accepted)
     if was_live:
         went(state, member, now, left=False)
+    rebalance(state)
 
 
 def _look_again(state: CoreState, now: float) -> None:

@@ -234,6 +234,7 @@ def leave(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
     state.grants.withdraw(member)
     state.members.leave(member)
     membership.went(state, member, now, left=True)
+    settling.rebalance(state)  # only now: its place, too, is free
     state.log(logging.INFO, "worker left", worker=member.worker, settled=member.settled)
     if state.records is not None:
         state.records.add("left", worker=member.worker)

@@ -148,8 +148,8 @@ def test_a_larger_set_keeps_its_members_places() -> None:
     assert step_closes(kit, workers)
 
 
-@pytest.mark.parametrize("settings", [{"workers": 3}, {"quorum": 3}])
-def test_a_place_whose_gradient_is_in_the_step_needs_no_room_once_more(settings: dict[str, int]) -> None:
+@pytest.mark.parametrize("asked", [{"workers": 3}, {"quorum": 3}])
+def test_a_place_whose_gradient_is_in_the_step_needs_no_room_once_more(asked: dict[str, int]) -> None:
     kit = Kit(policy=Synchronous(workers=3), queue_bytes=3 * ONE)
     a, b, c = workers = [Honest(kit, name) for name in "abc"]
     for worker in workers * 2:
@@ -159,7 +159,7 @@ def test_a_place_whose_gradient_is_in_the_step_needs_no_room_once_more(settings:
         worker.arrive()
     lapse(kit, c, workers)
 
-    assert kit.ask("configure", settings=settings)["ok"]
+    assert kit.ask("configure", settings=asked)["ok"]
     assert step_closes(kit, [a, b])
 
 

@@ -10,6 +10,9 @@ from typing import Any
 GRADIENTS = 200
 """What the workers of a world push at least, between them."""
 
+# Faults of a plan, but for one that comes close behind another thing.
+FAULTS_A_SEED = 5
+
 # What can go wrong, and how often beside the others.
 FAULTS = {
     "kill broker": 2,
@@ -114,7 +117,7 @@ def make_plan(seed: int) -> Plan:
     n_workers = random.choice([3, 3, 3, 3, 3, 4, 5])
     policy = _policy(random, n_workers)
     # Small windows and queues take a request or two for each gradient, so there are few of them: one costs two others.
-    queue_bytes = random.choices([2_048, 8_192, 40_000, 200_000], [1, 2, 10, 27])[0]
+    queue_bytes = random.choices([2_048, 8_192, 40_000, 200_000], [1, 2, 17, 60])[0]
     if policy["policy"] in ("sync", "buffered"):
         queue_bytes = max(queue_bytes, 1_024 * (n_workers + 3))
     durability = random.choice(["journal", "journal", "journal", "checkpoint"])
@@ -145,14 +148,14 @@ def make_plan(seed: int) -> Plan:
         broker=broker,
         n_workers=n_workers,
         quota=-(-GRADIENTS // n_workers),
-        window_bytes=random.choices([None, 1, 3_000], [24, 1, 1])[0],
-        pull_chance=random.choice([1.0, 0.9, 0.6] if policy["policy"] in ("sync", "bounded") else [0.02, 0.1, 0.3]),
+        window_bytes=random.choices([None, 1, 3_000], [58, 1, 1])[0],
+        pull_chance=random.choice([1.0, 0.9, 0.6] if policy["policy"] in ("sync", "bounded") else [0.02, 0.05, 0.2]),
         compute_s=random.choice([0.0, 0.002, 0.01]),
         burst=random.choice([1, 4, 8, 16]),
         latency_s=random.choice([0.0003, 0.001, 0.004]),
         sync_s=random.choice([0.001, 0.005, 0.02]),
         pace_s=random.choice([0.003, 0.01, 0.02]),
-        work=random.choice([1, 2, 16]),
+        work=random.choice([1, 16, 64]),
         bad_chance=random.choice([0.0, 0.0, 0.02]),
         is_bytes=random.random() < 0.3,
         disk_seed=random.getrandbits(32),
@@ -162,24 +165,24 @@ def make_plan(seed: int) -> Plan:
 
 def _policy(random: Random, n_workers: int) -> dict[str, Any]:
     # Where every step waits for news a gradient costs twice the events.
-    return random.choice(
-        [
-            *[{"policy": "async"}] * 5,
-            {"policy": "async", "max_staleness": 3},
-            {"policy": "async", "staleness_scaling": "sqrt", "max_staleness": 20},
-            {"policy": "sync"},
-            {"policy": "sync", "quorum": 2},
-            {"policy": "sync", "quorum": 2, "grace": 0.02},
-            {"policy": "sync", "workers": n_workers},
-            {"policy": "bounded", "bound": 2},
-            {"policy": "buffered", "buffer_size": 3, "grace": 0.05},
-        ]
-    )
+    drawn: list[tuple[float, dict[str, Any]]] = [
+        (8, {"policy": "async"}),
+        (1, {"policy": "async", "max_staleness": 3}),
+        (1, {"policy": "async", "staleness_scaling": "sqrt", "max_staleness": 20}),
+        (1, {"policy": "sync"}),
+        (0.5, {"policy": "sync", "quorum": 2}),
+        (0.5, {"policy": "sync", "quorum": 2, "grace": 0.02}),
+        (1, {"policy": "sync", "workers": n_workers}),
+        (1, {"policy": "bounded", "bound": 2}),
+        (1, {"policy": "buffered", "buffer_size": 3, "grace": 0.05}),
+    ]
+    weights, policies = zip(*drawn, strict=True)
+    return random.choices(policies, weights)[0]
 
 
 def _incidents(random: Random, *, is_fixed: bool) -> list[Incident]:
-    n_faults, n_commands = random.choice([5, 5, 5, 5, 7]), random.choice([1, 2, 2, 3])
-    faults = random.choices(list(FAULTS), list(FAULTS.values()), k=n_faults)
+    n_commands = random.choice([1, 2, 2, 3])
+    faults = random.choices(list(FAULTS), list(FAULTS.values()), k=FAULTS_A_SEED)
     drawn = [(random.randrange(5, GRADIENTS - 5), kind) for kind in faults[1:]]
     drawn.append((random.randrange(GRADIENTS * 2 // 5, GRADIENTS - 10), random.choice(ENDS_BROKER)))
     for kind in random.choices(list(COMMANDS), list(COMMANDS.values()), k=n_commands):

@@ -139,7 +139,7 @@ class Training:
             self._flush()
         elif self._base is None or world.random.random() < world.plan.pull_chance:
             self.doing, self._asked = PULLING, 0
-        elif world.random.random() < 0.02:
+        elif world.random.random() < 0.01:
             self._flush()
         else:
             self._compute()

@@ -11,7 +11,7 @@ being read it is made in place: nobody reads the current one then, because
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,8 @@ class Versions:
         GradientRefused
             With nothing changed.
         """
-        self._apply(self._read(gradient))
+        arrays = self._read(gradient)
+        self._apply(lambda spare: self.holder.apply(arrays, spare=spare))
 
     def apply_run(self, gradients: Sequence[Gradient]) -> int:
         """Apply gradients one after the other, as long as they are good and small and nobody reads any version.
@@ -143,7 +144,8 @@ class Versions:
         GradientRefused
             With nothing changed.
         """
-        self._apply(self.holder.combine([self._read(gradient) for gradient in gradients], weights))
+        arrays = [self._read(gradient) for gradient in gradients]
+        self._apply(lambda spare: self.holder.apply_sum(arrays, weights, spare=spare))
 
     def _read(self, gradient: Gradient) -> list[np.ndarray[Any, Any]]:
         layout = self.holder.layout
@@ -151,14 +153,14 @@ class Versions:
             raise GradientRefused("layout", "the gradient is of another layout than the parameters; pull and go on")
         return decode(layout, gradient.encoding, gradient.parts, gradient.size)
 
-    def _apply(self, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
+    def _apply(self, apply: Callable[[Storage | None], Storage | None]) -> None:
         # The one that was used longest ago: whoever still copies from it has had the most time.
         spare = self._buffers.spares.pop(0) if self._buffers.spares else self._buffers.find_spare()
         target = self.holder.storage if spare is None else spare
         if self._shared is not None and target is not None:
             self._shared.begin(target)
         try:
-            former = self.holder.apply(arrays, spare=spare)
+            former = apply(spare)
         except GradientRefused:
             if spare is not None:
                 self._buffers.spares.append(spare)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from . import nests
+from . import nests, update
 from .arrays import lasting_empty
 from .errors import ConfigError, NoParameters
 from .executor import Executor
@@ -16,9 +15,9 @@ from .layout import Layout
 from .modes import SIGNS, checked_mode
 from .nests import Nest
 from .reduction import Reduction
-from .rules import Rule, state_dtype
+from .rules import Rule
 from .storage import Storage
-from .update import Plan, apply_parts, apply_single, cover, is_whole, make_plans, passes, refusal
+from .update import Plan, cover
 
 Array: TypeAlias = NDArray[Any]
 
@@ -180,7 +179,7 @@ class ParameterHolder:
             If it is no rule.
         """
         former, self.rule = self.rule, _checked_rule(rule)
-        if type(former) is not type(self.rule) or tuple(self.state) != _slots(self.rule):
+        if type(former) is not type(self.rule) or tuple(self.state) != update.slots_of(self.rule):
             self._reset_state()
         self._prepare()
 
@@ -211,30 +210,54 @@ class ParameterHolder:
         ConfigError
             If `spare` is not a version of the current layout, or the parameters are adopted arrays.
         """
-        storage = self.storage
-        if storage is None:
-            raise NoParameters("no parameters were set that the gradient could be applied to")
-        if spare is not None and (spare.layout is not self.layout or spare is storage or storage.adopted is not None):
-            raise ConfigError("spare is not another version of the current parameters: make one with new_spare()")
-        rule = self.rule
-        if rule is not None and rule.varies:
-            numbers = rule.numbers(SIGNS[self.mode], self.steps + 1)
-            for plan in self._plans:
-                plan.numbers[:] = numbers
+        storage = self._begin(spare)
         single = self._single
         # A small model in one part is the usual case and must cost microseconds: see docs/wire.md on parts.
-        if single is not None and len(gradient) == 1 and is_whole(gradient[0], single):
-            done = apply_single(single, gradient[0], storage, spare)
+        if single is not None and len(gradient) == 1 and update.is_whole(gradient[0], single):
+            done = update.apply_single(single, gradient[0], storage, spare)
         else:
-            done = apply_parts(self._plans, cover(self._plans, gradient), storage, spare, self._executor)
+            done = update.apply_parts(self._plans, cover(self._plans, gradient), storage, spare, self._executor)
         if not done:
-            raise refusal(storage.layout, self._plans, cover(self._plans, gradient))
-        self.steps += 1
-        self.version += 1
-        if spare is None:
-            return None
-        self.storage = spare
-        return storage
+            raise update.refusal(storage.layout, self._plans, cover(self._plans, gradient))
+        return self._end(storage, spare)
+
+    def apply_sum(
+        self, gradients: Sequence[Sequence[Array]], weights: Sequence[float], *, spare: Storage | None = None
+    ) -> Storage | None:
+        """Apply the weighted sum of some gradients as one update, whole or not at all.
+
+        Parameters
+        ----------
+        gradients : sequence of sequence of ndarray
+            At least one, in the order in which they are summed; each as for `apply`.
+        weights : sequence of float
+            One for each. See `Reduction.combine` for the arithmetic.
+        spare : Storage, optional
+            As for `apply`.
+
+        Returns
+        -------
+        Storage or None
+            As for `apply`.
+
+        Raises
+        ------
+        GradientRefused
+            If one does not cover the arenas, or the sum is not finite or too large for the rule.
+        NoParameters, ConfigError
+            As for `apply`.
+        """
+        storage = self._begin(spare)
+        covers = [cover(self._plans, gradient) for gradient in gradients]
+        if self._reduction is None:
+            self._reduction = Reduction(storage.layout, self._executor)
+        if spare is None or self.state:
+            # The whole sum must be good before any of it is used up.
+            return self.apply(self._reduction.combine(covers, weights), spare=spare)
+        if not self._reduction.step(self._plans, covers, weights, storage, spare):
+            total = self._reduction.combine(covers, weights)
+            raise update.refusal(storage.layout, self._plans, cover(self._plans, total))
+        return self._end(storage, spare)
 
     def check(self, gradient: Sequence[Array]) -> None:
         """Find out whether a gradient could be applied, without applying it.
@@ -254,37 +277,8 @@ class ParameterHolder:
         if self.storage is None:
             raise NoParameters("no parameters were set that the gradient could be applied to")
         covered = cover(self._plans, gradient)
-        if not passes(self._plans, covered, self._executor):
-            raise refusal(self.storage.layout, self._plans, covered)
-
-    def combine(self, gradients: Sequence[Sequence[Array]], weights: Sequence[float]) -> list[Array]:
-        """Sum gradients, weighted, in the order given.
-
-        Parameters
-        ----------
-        gradients : sequence of sequence of ndarray
-            At least one; each as for `apply`.
-        weights : sequence of float
-            One for each.
-
-        Returns
-        -------
-        list of ndarray, 1-D
-            One array for each trainable arena, for `apply`; written to again by the next call. See
-            `Reduction.combine` for the arithmetic.
-
-        Raises
-        ------
-        GradientRefused
-            If one does not cover the arenas.
-        NoParameters
-            If there are none.
-        """
-        if self.layout is None:
-            raise NoParameters("no parameters were set that the gradients could be applied to")
-        if self._reduction is None:
-            self._reduction = Reduction(self.layout, self._executor)
-        return self._reduction.combine([cover(self._plans, gradient) for gradient in gradients], weights)
+        if not update.passes(self._plans, covered, self._executor):
+            raise update.refusal(self.storage.layout, self._plans, covered)
 
     def new_spare(self, empty: Callable[[int, DTypeLike], Array] = lasting_empty) -> Storage:
         """Make room for another version.
@@ -361,6 +355,25 @@ class ParameterHolder:
         """End the executor's threads. The holder stays usable."""
         self._executor.close()
 
+    def _begin(self, spare: Storage | None) -> Storage:
+        """Check what an update is made of, and bring the rule's constants up to date."""
+        storage = self.storage
+        if storage is None:
+            raise NoParameters("no parameters were set that the gradient could be applied to")
+        if spare is not None and (spare.layout is not self.layout or spare is storage or storage.adopted is not None):
+            raise ConfigError("spare is not another version of the current parameters: make one with new_spare()")
+        if self.rule is not None and self.rule.varies:
+            update.renew_numbers(self._plans, self.rule, SIGNS[self.mode], self.steps + 1)
+        return storage
+
+    def _end(self, storage: Storage, spare: Storage | None) -> Storage | None:
+        """Count an update, and give the former version away."""
+        self.steps += 1
+        self.version += 1
+        if spare is not None:
+            self.storage = spare
+        return None if spare is None else storage
+
     def _set(self, layout: Layout, storage: Storage, like: Nest) -> None:
         self.layout, self.storage, self._like, self._reduction = layout, storage, like, None
         self._reset_state()
@@ -368,15 +381,14 @@ class ParameterHolder:
 
     def _reset_state(self) -> None:
         self.steps = 0
-        arenas = self.layout.arenas[: self.layout.n_trainable_arenas] if self.layout is not None else ()
-        self.state = {slot: [_zeros(a.size, state_dtype(a.dtype)) for a in arenas] for slot in _slots(self.rule)}
+        self.state = {} if self.layout is None else update.make_state(self.layout, self.rule)
 
     def _prepare(self) -> None:
         """Bind kernels and constants, so that an update has nothing left to look up."""
         if self.layout is None or self.storage is None:
             return
         state = list(self.state.values())
-        plans = make_plans(self.storage, state, self.rule, SIGNS[self.mode], self.steps + 1, self._executor)
+        plans = update.make_plans(self.storage, state, self.rule, SIGNS[self.mode], self.steps + 1, self._executor)
         self._plans = plans
         simple = len(plans) == 1 and not plans[0].split and self.storage.adopted is None
         self._single = plans[0] if simple else None
@@ -386,13 +398,3 @@ def _checked_rule(rule: object) -> Rule | None:
     if rule is None or isinstance(rule, Rule):
         return rule
     raise ConfigError(f"optimizer must be a rule such as distgrad.SGD(lr=0.1), got {rule!r}")
-
-
-def _slots(rule: Rule | None) -> tuple[str, ...]:
-    return rule.slots if rule is not None else ()
-
-
-def _zeros(size: int, dtype: np.dtype[Any]) -> Array:
-    array = lasting_empty(size, dtype)
-    array.fill(0)
-    return array

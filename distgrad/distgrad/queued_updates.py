@@ -80,7 +80,7 @@ def apply_together(
             holder.apply(good[0][1])
         else:
             weights = [1.0 if weighing.reduction == "sum" else 1 / len(good)] * len(good)
-            holder.apply(holder.combine([content for _, content in good], weights))
+            holder.apply_sum([content for _, content in good], weights)
     except GradientRefused as error:
         for number in numbers:
             refuse(_refusal(number, error))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import largest
+from .arrays import largest, lasting_zeros
 from .blocked import Kernel, bits_dtype, sign_mask
 from .errors import GradientRefused
 from .executor import CHUNK_BYTES, Executor
@@ -95,6 +95,60 @@ def make_plans(
             )
         )
     return plans
+
+
+def slots_of(rule: Rule | None) -> tuple[str, ...]:
+    """Name what a rule remembers of each parameter.
+
+    Parameters
+    ----------
+    rule : Rule or None
+        The rule.
+
+    Returns
+    -------
+    tuple of str
+        The names of its slots; none without a rule.
+    """
+    return () if rule is None else rule.slots
+
+
+def make_state(layout: Layout, rule: Rule | None) -> dict[str, list[Array]]:
+    """Make the state that a rule begins with.
+
+    Parameters
+    ----------
+    layout : Layout
+        Of the parameters.
+    rule : Rule or None
+        The rule.
+
+    Returns
+    -------
+    dict of str to list of ndarray
+        For each slot zeros for each trainable arena, float32 for 16 bits.
+    """
+    specs = layout.arenas[: layout.n_trainable_arenas]
+    return {slot: [lasting_zeros(spec.size, state_dtype(spec.dtype)) for spec in specs] for slot in slots_of(rule)}
+
+
+def renew_numbers(plans: Sequence[Plan], rule: Rule, sign: float, step: int) -> None:
+    """Give the kernels a rule's constants for an update.
+
+    Parameters
+    ----------
+    plans : sequence of Plan
+        One per trainable arena.
+    rule : Rule
+        The rule.
+    sign : float
+        1 for descent, -1 for ascent.
+    step : int
+        Number of the update.
+    """
+    numbers = rule.numbers(sign, step)
+    for plan in plans:
+        plan.numbers[:] = numbers
 
 
 def is_whole(g: Array, plan: Plan) -> bool:

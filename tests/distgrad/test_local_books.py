@@ -50,7 +50,10 @@ class World:
         step, self.queue = self.queue[:count], self.queue[count:]
         arrays = [self.holder.layout.pack_gradient(values) for _, values in step]
         weights = None if count == 1 else [1 / count] * count
-        self.holder.apply(arrays[0] if weights is None else self.holder.combine(arrays, weights))
+        if weights is None:
+            self.holder.apply(arrays[0])
+        else:
+            self.holder.apply_sum(arrays, weights)
         self.books.applied([number for number, _ in step], weights)
 
     def refuse(self) -> None:

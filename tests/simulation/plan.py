@@ -176,8 +176,7 @@ def _policy(random: Random, n_workers: int) -> dict[str, Any]:
         (1, {"policy": "bounded", "bound": 2}),
         (1, {"policy": "buffered", "buffer_size": 3, "grace": 0.05}),
     ]
-    weights, policies = zip(*drawn, strict=True)
-    return random.choices(policies, weights)[0]
+    return random.choices([policy for _, policy in drawn], [weight for weight, _ in drawn])[0]
 
 
 def _incidents(random: Random, *, is_fixed: bool) -> list[Incident]:

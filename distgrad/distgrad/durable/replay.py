@@ -198,7 +198,10 @@ class Replay:
             gradients.append(gradient)
             arrays.append(stored_arrays(layout, gradient))
         try:
-            holder.apply(arrays[0] if weights is None else holder.combine(arrays, weights))
+            if weights is None:
+                holder.apply(arrays[0])
+            else:
+                holder.apply_sum(arrays, weights)
         except GradientRefused as refusal:
             raise ReplayFailed(f"a gradient that was applied is refused now: {refusal.message}") from refusal
         for gradient in gradients:

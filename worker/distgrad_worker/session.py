@@ -193,12 +193,9 @@ class Session:
     def hurry(self) -> int:
         """The number whose settling somebody waits for, 0 if nobody does."""
         window = self.window
-        if self.awaited:
-            awaited = min((number for number in self.awaited if number > window.settled), default=0)
-            if awaited:
-                return awaited
-        if not (self._want and len(window)):
-            return 0
+        awaited = min((number for number in self.awaited if number > window.settled), default=0)
+        if awaited or not (self._want and len(window)):
+            return awaited
         # A push waits for room in the window: a quarter of it at a time keeps requests few.
         return window.settled + max(1, len(window) // 4)
 

@@ -75,6 +75,17 @@ def test_a_sum_does_not_depend_on_where_gradients_are_cut(data: st.DataObject, w
         assert total[number].tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weights", [[1.0, 1.0], [1.0, 1.0, 0.3], [1.0, 0.3], [0.3, 1.0]])
+def test_gradients_that_are_added_as_they_are_give_the_documented_bits(dtype: Any, weights: list[float]) -> None:
+    rng = np.random.default_rng(1)
+    gradients = [rng.normal(size=1001).astype(dtype) for _ in weights]
+
+    total = combine(holder_of((dtype, 1001)), [[gradient] for gradient in gradients], weights)[0]
+
+    assert total.tobytes() == reference(gradients, weights).tobytes()
+
+
 def test_a_sum_over_several_threads_has_the_same_bits() -> None:
     size = 5 << 20
     rng = np.random.default_rng(0)

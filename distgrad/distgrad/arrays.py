@@ -145,26 +145,6 @@ def lasting_empty(size: int, dtype: DTypeLike) -> NDArray[Any]:
     return np.frombuffer(pages, dtype)
 
 
-def lasting_zeros(size: int, dtype: DTypeLike) -> NDArray[Any]:
-    """Make an array of zeros that will live long.
-
-    Parameters
-    ----------
-    size : int
-        Number of elements, >= 0.
-    dtype : dtype_like
-        Their type.
-
-    Returns
-    -------
-    ndarray of dtype, shape (size,)
-        As by `lasting_empty`; its memory is there from the beginning.
-    """
-    array = lasting_empty(size, dtype)
-    array.fill(0)
-    return array
-
-
 def joined_as_is(
     values: Sequence[Any], shapes: list[tuple[int, ...]], dtype: np.dtype[Any], out: NDArray[Any] | None = None
 ) -> NDArray[Any] | None:

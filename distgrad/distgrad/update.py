@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import largest, lasting_zeros
+from .arrays import largest, lasting_empty
 from .blocked import Kernel, bits_dtype, sign_mask
 from .errors import GradientRefused
 from .executor import CHUNK_BYTES, Executor
@@ -129,7 +129,7 @@ def make_state(layout: Layout, rule: Rule | None) -> dict[str, list[Array]]:
         For each slot zeros for each trainable arena, float32 for 16 bits.
     """
     specs = layout.arenas[: layout.n_trainable_arenas]
-    return {slot: [lasting_zeros(spec.size, state_dtype(spec.dtype)) for spec in specs] for slot in slots_of(rule)}
+    return {slot: [_zeros(spec.size, state_dtype(spec.dtype)) for spec in specs] for slot in slots_of(rule)}
 
 
 def renew_numbers(plans: Sequence[Plan], rule: Rule, sign: float, step: int) -> None:
@@ -336,6 +336,12 @@ def refusal(layout: Layout, plans: Sequence[Plan], covered: Cover) -> GradientRe
                     text = f"{where} holds {value:.3g}; the rule's state can take {most:.3g} at most"
                     return GradientRefused("overflow", text, leaf=leaf.name)
     raise AssertionError("a refused gradient has a bad element")
+
+
+def _zeros(size: int, dtype: np.dtype[Any]) -> Array:
+    array = lasting_empty(size, dtype)
+    array.fill(0)
+    return array
 
 
 def _segments(storage: Storage, arena: int) -> list[tuple[int, int, int]]:

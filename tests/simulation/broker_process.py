@@ -107,7 +107,6 @@ class BrokerProcess:
         self._control: deque[tuple[tuple[bytes, ...], Frames]] = deque()
         self._gradients: deque[Frames] = deque()
         self._alarm = Alarm(world, self._turn)
-        self._pace_s = world.plan.pace_s
         self._turns_from = 0.0
         self._is_closing = False
         # Whether anything may be other than at the last check.
@@ -128,8 +127,8 @@ class BrokerProcess:
 
     def wake(self, delay_s: float) -> None:
         """Turn the loop at a time, if it does not turn before: at a steady pace, so that what comes between gathers."""
-        at = math.ceil((self.world.now + delay_s) / self._pace_s) * self._pace_s
-        self._alarm.set(at if at > self._turns_from else self._turns_from)
+        now, pace_s = self.world.now, self.world.plan.pace_s
+        self._alarm.set(max(math.ceil((now + delay_s) / pace_s) * pace_s, self._turns_from))
 
     def receive_gradients(self, batch: Sequence[Frames]) -> None:
         if not self._gradients:
@@ -153,7 +152,7 @@ class BrokerProcess:
         if self.is_ended:
             return
         world = self.world
-        self._turns_from = world.now + 0.5 * self._pace_s
+        self._turns_from = world.now + 0.5 * world.plan.pace_s
         if world.now < self.frozen_until:
             self.wake(self.frozen_until - world.now)
             return

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable
-from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
@@ -84,18 +84,18 @@ class Clockwork:
     def at(self, delay_s: float, call: Callable[..., None], *arguments: Any) -> None:
         """Plan an event for some seconds from now."""
         self._planned += 1
-        heappush(self._events, (self.now + delay_s, self._planned, call, arguments))
+        heapq.heappush(self._events, (self.now + delay_s, self._planned, call, arguments))
 
     def at_time(self, time: float, call: Callable[[], None]) -> None:
         """Plan an event for a time."""
         self._planned += 1
-        heappush(self._events, (time, self._planned, call, ()))
+        heapq.heappush(self._events, (time, self._planned, call, ()))
 
     def steps(self, count: int) -> None:
         """Let the next events happen."""
-        events = self._events
+        events, pop = self._events, heapq.heappop
         for _ in range(count):
-            self.now, _, call, arguments = heappop(events)
+            self.now, _, call, arguments = pop(events)
             call(*arguments)
         self.happened += count
 

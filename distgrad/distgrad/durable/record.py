@@ -22,13 +22,11 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 MAGIC = 0x4352_4744  # "DGRC" in the file
 PREFIX_BYTES = 48
 ALIGNMENT_BYTES = 8
-_LAST = ALIGNMENT_BYTES - 1
 
 # Up to here one more copy of a payload costs less than a checksum in several steps.
 _JOIN_UP_TO_BYTES = 8 * 1024
 
 _COVERED = Struct("<IIQQQQ")  # what the checksum covers of the prefix
-_COVERED_BYTES = _COVERED.size
 _PREFIX = Struct("<IIQQQQQ")
 _PADDING = [bytes(count) for count in range(ALIGNMENT_BYTES)]
 
@@ -91,19 +89,17 @@ def unpack(memory: memoryview, offset: int) -> Found | None:
     Found or None
         None if there is no whole and undamaged record.
     """
-    n_bytes = len(memory)
     body = offset + PREFIX_BYTES
-    if body > n_bytes:
+    if body > len(memory):
         return None
     magic, header_bytes, payload_bytes, sequence, synced, salt, checksum = _PREFIX.unpack_from(memory, offset)
-    if magic != MAGIC:
-        return None
     header_end = body + header_bytes
-    end = (header_end + _LAST & ~_LAST) + payload_bytes  # `next_offset`, without a call for each record read
-    following = end + _LAST & ~_LAST
-    if following > n_bytes:
+    payload = next_offset(header_end)
+    end = payload + payload_bytes
+    following = next_offset(end)
+    if magic != MAGIC or following > len(memory):
         return None
-    seed = xxh3_64_intdigest(memory[offset : offset + _COVERED_BYTES])
+    seed = xxh3_64_intdigest(memory[offset : offset + _COVERED.size])
     if xxh3_64_intdigest(memory[body:following], seed) != checksum:
         return None
     return sequence, synced, salt, body, header_end, end

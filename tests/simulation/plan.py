@@ -15,10 +15,10 @@ FAULTS_A_SEED = 5
 
 # What can go wrong, and how often beside the others.
 FAULTS = {
-    "kill broker": 2,
-    "kill broker in a disk call": 4,
+    "kill broker": 1,
+    "kill broker in a disk call": 3,
     "cut power": 1,
-    "cut power in a disk call": 4,
+    "cut power in a disk call": 3,
     "file thread dies": 1,
     "shut broker down": 1,
     "freeze broker": 1,
@@ -117,7 +117,7 @@ def make_plan(seed: int) -> Plan:
     n_workers = random.choice([3, 3, 3, 3, 3, 4, 5])
     policy = _policy(random, n_workers)
     # Small windows and queues take a request or two for each gradient, so there are few of them: one costs two others.
-    queue_bytes = random.choices([2_048, 8_192, 40_000, 200_000], [1, 2, 17, 60])[0]
+    queue_bytes = random.choices([2_048, 8_192, 40_000, 200_000], [1, 2, 12, 65])[0]
     if policy["policy"] in ("sync", "buffered"):
         queue_bytes = max(queue_bytes, 1_024 * (n_workers + 3))
     durability = random.choice(["journal", "journal", "journal", "checkpoint"])
@@ -151,11 +151,11 @@ def make_plan(seed: int) -> Plan:
         window_bytes=random.choices([None, 1, 3_000], [58, 1, 1])[0],
         pull_chance=random.choice([1.0, 0.9, 0.6] if policy["policy"] in ("sync", "bounded") else [0.02, 0.05, 0.2]),
         compute_s=random.choice([0.0, 0.002, 0.01]),
-        burst=random.choice([1, 4, 8, 16]),
+        burst=random.choices([1, 4, 8, 16], [1, 2, 2, 2])[0],
         latency_s=random.choice([0.0003, 0.001, 0.004]),
         sync_s=random.choice([0.001, 0.005, 0.02]),
         pace_s=random.choice([0.003, 0.01, 0.02]),
-        work=random.choice([1, 16, 64]),
+        work=random.choices([1, 16, 64], [1, 4, 4])[0],
         bad_chance=random.choice([0.0, 0.0, 0.02]),
         is_bytes=random.random() < 0.3,
         disk_seed=random.getrandbits(32),
@@ -166,7 +166,7 @@ def make_plan(seed: int) -> Plan:
 def _policy(random: Random, n_workers: int) -> dict[str, Any]:
     # Where every step waits for news a gradient costs twice the events.
     drawn: list[tuple[float, dict[str, Any]]] = [
-        (8, {"policy": "async"}),
+        (13, {"policy": "async"}),
         (1, {"policy": "async", "max_staleness": 3}),
         (1, {"policy": "async", "staleness_scaling": "sqrt", "max_staleness": 20}),
         (1, {"policy": "sync"}),
@@ -187,7 +187,7 @@ def _incidents(random: Random, *, is_fixed: bool) -> list[Incident]:
     for kind in random.choices(list(COMMANDS), list(COMMANDS.values()), k=n_commands):
         if not (is_fixed and kind in ("leave", "configure policy")):
             drawn.append((random.randrange(5, GRADIENTS - 5), kind))
-    if random.random() < 0.4:
+    if random.random() < 0.3:
         # Close behind something else: before the disk has it, perhaps, or before anybody was told.
         drawn.append((random.choice(drawn)[0] + random.randrange(3), random.choice(ENDS_BROKER)))
     drawn.sort()

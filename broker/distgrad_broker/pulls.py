@@ -39,9 +39,22 @@ class PullWait:
         Whether its client may be told where shared memory is.
     lessee : str or None
         The worker that will read there for a while.
+    session : str or None
+        The worker's, which is told how far its gradients are settled.
     """
 
-    __slots__ = ("have", "is_near", "lessee", "newer_than", "own", "pushed", "queued_at", "waits_since", "worker")
+    __slots__ = (
+        "have",
+        "is_near",
+        "lessee",
+        "newer_than",
+        "own",
+        "pushed",
+        "queued_at",
+        "session",
+        "waits_since",
+        "worker",
+    )
 
     def __init__(
         self,
@@ -53,6 +66,7 @@ class PullWait:
         own: bool,
         is_near: bool,
         lessee: str | None,
+        session: str | None,
     ) -> None:
         self.newer_than = newer_than
         self.have = have
@@ -61,6 +75,7 @@ class PullWait:
         self.own = own
         self.is_near = is_near
         self.lessee = lessee
+        self.session = session
         # Since when it waits for its turn to read a large version, if it does, and since when its predecessor did.
         self.queued_at: float | None = None
         self.waits_since: float | None = None
@@ -101,7 +116,8 @@ def get(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) 
     lessee = worker if wants_lease and leasing.may_lease(state, worker, request.user) else None
     known = None if newer_than is None else parse_state(newer_than)
     own: bool = field(header, "own", bool, False)
-    wanted = PullWait(known, have, worker, pushed, own=own, is_near=is_near, lessee=lessee)
+    session: str | None = field(header, "session", str, None)
+    wanted = PullWait(known, have, worker, pushed, own=own, is_near=is_near, lessee=lessee, session=session)
     if state.versions.layout is None:
         raise RequestError("no_parameters", "no parameters were set yet; use set, or initialize from a worker")
     key = waiter.client or waiter.envelope
@@ -199,6 +215,7 @@ def _serve(state: CoreState, key: Any, waiter: Waiter, now: float) -> None:
         sends_layout = wanted.have != layout.fingerprint
         token = None if wanted.lessee is None else leasing.lease(state, wanted.lessee, now)
         answer = {**_UNCHANGED, "unchanged": False, "layout": sends_layout, "places": places, "token": token}
+        answer |= _settled(state, wanted)
         state.answer(waiter, answer, [layout.to_frame(), *small] if sends_layout else small)
         return
     opened = state.versions.open(now)
@@ -214,8 +231,19 @@ def _serve(state: CoreState, key: Any, waiter: Waiter, now: float) -> None:
         "first": 0,
         "token": opened.token,
         "layout": sends_layout,
+        **_settled(state, wanted),
     }
     state.answer(waiter, fields, frames, lends=opened.is_lent)
+
+
+def _settled(state: CoreState, wanted: PullWait) -> dict[str, Any]:
+    """Tell a worker that pulls what has become of its gradients: else a heartbeat would have to ask for it."""
+    member = None if wanted.worker is None else state.members.get(wanted.worker)
+    if member is None or member.session != wanted.session:
+        return {}
+    # Refusals are told by heartbeats, and nothing counts as settled to a worker before it knows of them.
+    settled = member.refusals[0][0] - 1 if member.refusals else member.settled
+    return {"settled": settled, "superseded": member.superseded}
 
 
 def _queue(state: CoreState, key: Any, waiter: Waiter, now: float) -> None:

@@ -114,7 +114,7 @@ def get(ctx: click.Context, out: Path, follow: bool, every: float) -> None:
         fetched = ctx.obj.fetch()
         if fetched is None:
             raise NoParameters("the broker has no parameters yet")
-        _write(out, Snapshot(*fetched))
+        _write(out, Snapshot(fetched.layout, fetched.arenas, fetched.state))
         return
     assert ctx.parent is not None  # the group that was given address, keys and timeout
     for snapshot in ctx.with_resource(Reader(**ctx.parent.params)).follow(reuse=True):

@@ -45,12 +45,16 @@ class Fetched(NamedTuple):
         Incarnation, generation and version that the numbers have.
     lease : Lease or None
         If the arenas are the broker's own.
+    settled : tuple of int or None
+        If a worker asked in its session: up to which number its gradients were settled by then, and how many of them
+        had been superseded.
     """
 
     layout: Layout
     arenas: list[Array]
     state: wire.State
     lease: Lease | None = None
+    settled: tuple[int, int] | None = None
 
 
 def fetch(
@@ -63,6 +67,7 @@ def fetch(
     timeout: float | None = None,
     worker: str | None = None,
     pushed: int = 0,
+    session: str | None = None,
     shared: SharedReading | None = None,
     leases: bool = False,
     own: bool = False,
@@ -88,6 +93,8 @@ def fetch(
         The worker that asks: the broker's policy may then let it wait.
     pushed : int
         The number of its last gradient, which is to be decided on before.
+    session : str, optional
+        Its session, to be told what is settled.
     shared : SharedReading, optional
         Reads the broker's memory, if that is on this host.
     leases : bool
@@ -116,7 +123,7 @@ def fetch(
     if leases:
         asked["lease"] = True
     if worker is not None:
-        asked |= {"worker": worker, "pushed": pushed, "own": own}
+        asked |= {"worker": worker, "pushed": pushed, "own": own, "session": session}
     with client.conversation():
         for _ in range(MAX_TRIES - 1):
             # One of its own, so that ranges of a lost snapshot that are still asked for are given up.
@@ -232,16 +239,16 @@ def _fetch_once(
     if reply.header.get("unchanged"):
         return None
     layout, parts = _layout(reply, have)
-    state = reply.state
+    state, settled = reply.state, _settled(reply.header)
     places = reply.header.get("places")
     if places is not None and shared is not None:
         if reply.header.get("token") is not None:
             lease = shared.lease(places, parts, [(arena.size, arena.dtype) for arena in layout.arenas])
             if lease is not None:
-                return Fetched(layout, lease.arenas, state, lease)
+                return Fetched(layout, lease.arenas, state, lease, settled)
         arenas = _arenas(layout, out_arenas)
         if shared.copy(places, parts, arenas):
-            return Fetched(layout, arenas, state)
+            return Fetched(layout, arenas, state, None, settled)
         raise SnapshotRevoked("revoked", "the version was replaced while it was read")
     n_parts = wire.field(reply.header, "parts", int, low=0)
     token = wire.field(reply.header, "token", str, None)
@@ -260,7 +267,12 @@ def _fetch_once(
             break
         parts = ranges.receive()
     places.check_full()
-    return Fetched(layout, arenas, state)
+    return Fetched(layout, arenas, state, None, settled)
+
+
+def _settled(header: Mapping[str, Any]) -> tuple[int, int] | None:
+    settled = wire.field(header, "settled", int, None, low=0)
+    return None if settled is None else (settled, wire.field(header, "superseded", int, 0, low=0))
 
 
 def _layout(reply: Reply, have: Layout | None) -> tuple[Layout, list[memoryview]]:

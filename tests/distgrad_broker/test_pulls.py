@@ -184,3 +184,39 @@ def test_a_range_beyond_the_end_is_empty() -> None:
     token = kit.reply("get").header["token"]
 
     assert list(kit.reply("range", token=token, first=2**62).frames) == []
+
+
+def test_a_worker_that_pulls_in_its_session_hears_what_is_settled() -> None:
+    kit = Kit()
+    session = kit.hello()["session"]
+    kit.push(1, 2)
+    kit.work()
+
+    told = kit.ask("get", worker="w", session=session, pushed=2)
+    assert (told["settled"], told["superseded"]) == (1, 0)
+    kit.work()
+    assert kit.ask("get", worker="w", session=session, pushed=2)["settled"] == 2
+
+
+@pytest.mark.parametrize("keys", [{}, {"worker": "w"}, {"worker": "w", "session": "one:9"}, {"session": "one:1"}])
+def test_whoever_is_not_in_the_session_hears_nothing_of_it(keys: dict[str, Any]) -> None:
+    kit = Kit()
+    kit.hello()
+    kit.push(1)
+    kit.work()
+
+    assert "settled" not in kit.ask("get", **keys)
+
+
+def test_a_pull_tells_nothing_beyond_a_refusal_that_a_heartbeat_has_to_tell() -> None:
+    kit = Kit()
+    session = kit.hello()["session"]
+    kit.push(1)
+    kit.push(2, value=np.nan)
+    kit.push(3)
+    kit.work(3)
+
+    assert kit.ask("get", worker="w", session=session)["settled"] == 1
+
+    kit.beat(sent=3, settled=3)
+    assert kit.ask("get", worker="w", session=session)["settled"] == 3

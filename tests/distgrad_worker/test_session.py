@@ -6,8 +6,10 @@ import pytest
 
 from distgrad import wire
 from distgrad.errors import GradientRefused, LayoutError
+from distgrad_worker import asking
+from distgrad_worker.asking import HEARTBEAT_WAIT_S
 from distgrad_worker.losses import STALL_S
-from distgrad_worker.session import GREETING, HEARTBEAT_WAIT_S, OPEN, RESUMING
+from distgrad_worker.session import GREETING, OPEN, RESUMING
 from support.session_shell import LAYOUT, ONE, OTHER, Shell
 
 
@@ -16,7 +18,7 @@ def test_nothing_is_sent_before_hello_was_answered() -> None:
 
     assert shell.session.phase == GREETING
     assert shell.session.is_busy
-    assert shell.session.hello() == {
+    assert asking.hello(shell.session) == {
         **{"v": 1, "op": "hello", "worker": "w", "nonce": b"n" * 16, "session": None, "lowest": 0, "generated": False}
     }
     assert not shell.session.can_push(16, LAYOUT.fingerprint)
@@ -31,7 +33,7 @@ def test_after_hello_gradients_go_out_with_session_attempt_and_number() -> None:
 
     told = [(h["kind"], h["worker"], h["session"], h["attempt"], h["number"]) for h in headers]
     assert told == [("gradient", "w", "one:1", 1, 1), ("gradient", "w", "one:1", 1, 2)]
-    assert shell.session.heartbeat()["sent"] == 2
+    assert asking.heartbeat(shell.session)["sent"] == 2
 
 
 def test_nothing_is_sent_while_the_socket_has_to_be_opened() -> None:
@@ -50,10 +52,10 @@ def test_a_push_without_room_asks_for_bytes_until_it_is_given_up() -> None:
     shell.push()
 
     assert not shell.session.can_push(16, LAYOUT.fingerprint)
-    assert shell.session.heartbeat()["want"] == ONE
+    assert asking.heartbeat(shell.session)["want"] == ONE
     assert shell.session.is_busy
     shell.session.stop_wanting()
-    assert shell.session.heartbeat()["want"] == 0 or shell.session.window.unsent_charge
+    assert asking.heartbeat(shell.session)["want"] == 0 or shell.session.window.unsent_charge
 
 
 def test_a_push_that_waits_for_replaced_parameters_is_refused() -> None:
@@ -68,11 +70,11 @@ def test_a_push_that_waits_for_replaced_parameters_is_refused() -> None:
 
 
 def test_a_gradient_larger_than_the_whole_queue_is_refused_at_the_call() -> None:
-    shell = Shell(queue_bytes=2000)
+    shell = Shell(queue_bytes=2000, grant=1000)
 
-    shell.session.check_size(2000)
+    shell.session.can_push(2000, LAYOUT.fingerprint)
     with pytest.raises(GradientRefused, match="--queue-bytes 2000"):
-        shell.session.check_size(2001)
+        shell.session.can_push(2001, LAYOUT.fingerprint)
 
 
 def test_what_no_grant_covers_any_more_asks_for_one_although_nobody_pushes() -> None:
@@ -83,7 +85,7 @@ def test_what_no_grant_covers_any_more_asks_for_one_although_nobody_pushes() -> 
     shell.session.connection_lost()
     shell.beat(grant=0, grant_seq=2)
 
-    assert shell.session.heartbeat()["want"] == ONE
+    assert asking.heartbeat(shell.session)["want"] == ONE
 
 
 def test_settled_gradients_are_let_go_and_refusals_are_raised_once() -> None:
@@ -110,7 +112,7 @@ def test_hello_settles_nothing_because_it_does_not_tell_what_was_refused() -> No
 
     shell.hello(accepted=1, settled=1, layout=OTHER)
     assert shell.session.window.settled == 0
-    assert shell.session.heartbeat()["settled"] == 0
+    assert asking.heartbeat(shell.session)["settled"] == 0
     shell.beat(accepted=1, settled=1, refused=[[1, "layout", None, "of another layout"]])
 
     assert shell.session.window.settled == 1
@@ -155,7 +157,7 @@ def test_a_missing_number_begins_a_new_attempt_once() -> None:
     session = shell.session
     assert (session.phase, session.attempt, session.must_reopen) == (RESUMING, 2, True)
     assert shell.send() == []
-    assert session.heartbeat()["wait_s"] == 0
+    assert asking.heartbeat(session)["wait_s"] == 0
     session.reopened()
     shell.beat(accepted=1, resend=True, attempt=1)
     assert (session.phase, session.attempt) == (RESUMING, 2), "said of the former attempt"
@@ -216,12 +218,12 @@ def test_a_smaller_grant_is_echoed_with_what_is_in_flight() -> None:
     shell.send()
 
     shell.beat(accepted=3, grant=ONE, grant_seq=2)
-    beat = shell.session.heartbeat()
+    beat = asking.heartbeat(shell.session)
     assert (beat["grant_seq"], beat["held"]) == (2, 3 * ONE)
     assert shell.session.is_busy
     shell.beat(accepted=3, settled=3, grant=ONE, grant_seq=2)
 
-    assert shell.session.heartbeat()["held"] == ONE
+    assert asking.heartbeat(shell.session)["held"] == ONE
 
 
 def test_a_flush_hurries_the_broker_until_its_number_is_settled() -> None:
@@ -231,8 +233,8 @@ def test_a_flush_hurries_the_broker_until_its_number_is_settled() -> None:
     shell.send()
     session.awaited.append(3)
     session.awaited.append(2)
-    assert (session.hurry, session.heartbeat()["until"]) == (2, 2)
-    assert session.heartbeat()["wait_s"] == HEARTBEAT_WAIT_S
+    assert (session.hurry, asking.heartbeat(session)["until"]) == (2, 2)
+    assert asking.heartbeat(session)["wait_s"] == HEARTBEAT_WAIT_S
 
     shell.beat(accepted=3, settled=2)
     session.awaited.remove(2)
@@ -242,6 +244,76 @@ def test_a_flush_hurries_the_broker_until_its_number_is_settled() -> None:
 
 
 def test_a_clean_goodbye_names_session_and_incarnation() -> None:
-    leave = Shell().session.leave()
+    leave = asking.leave(Shell().session)
 
     assert (leave["op"], leave["session"], leave["incarnation"]) == ("leave", "one:1", "one")
+
+
+def test_a_pull_tells_what_is_settled_and_nothing_has_to_be_asked() -> None:
+    shell = Shell()
+    session = shell.session
+    shell.beat()
+    shell.push(3)
+    shell.send()
+
+    assert session.on_pulled(session.name, 3, 1, shell.now)
+
+    assert (session.window.settled, len(session.window), session.superseded) == (3, 0, 1)
+    assert not session.is_busy
+    assert not session.on_pulled(session.name, 3, 1, shell.now), "no news"
+    assert asking.heartbeat(session)["settled"] == 3
+
+
+@pytest.mark.parametrize("name", [None, "one:0", "zero:1"])
+def test_what_a_pull_of_another_session_tells_is_not_taken(name: str | None) -> None:
+    shell = Shell()
+    shell.push(2)
+    shell.send()
+
+    assert not shell.session.on_pulled(name, 2, 0, shell.now)
+
+    assert shell.session.window.settled == 0
+
+
+@pytest.mark.parametrize("resend", [False, True])
+def test_a_heartbeat_that_is_older_than_a_pull_takes_nothing_back(resend: bool) -> None:
+    shell = Shell()
+    session = shell.session
+    shell.push(3)
+    shell.send()
+    session.on_pulled(session.name, 3, 0, shell.now)
+
+    shell.beat(accepted=1, settled=0, resend=resend)
+
+    assert (session.window.settled, session.window.sent, session.attempt, session.phase) == (3, 3, 1, OPEN)
+    assert shell.send() == []
+
+
+def test_the_broker_is_asked_at_once_where_somebody_waits_or_half_of_the_grant_is_on_the_way() -> None:
+    shell = Shell(grant=4 * ONE)
+    session = shell.session
+    asks = [session.is_urgent]  # the grant is to be echoed
+    shell.beat(grant=4 * ONE)
+    shell.push(2)
+    shell.send()
+    asks.append(session.is_urgent)
+    session.awaited.append(2)
+    asks.append(session.is_urgent)
+    session.on_pulled(session.name, 2, 0, shell.now)  # what is waited for is settled
+    asks.append(session.is_urgent)
+    shell.push(3)
+    shell.send()
+    asks.append(session.is_urgent)
+
+    assert asks == [True, False, True, False, True]
+
+
+def test_a_layout_that_was_replaced_is_not_used_until_hello_brings_the_new_one() -> None:
+    """Regression: a push right behind a flush that told of refusals was measured by the former layout."""
+    shell = Shell()
+
+    shell.beat(fingerprint=OTHER.fingerprint)
+
+    assert (shell.session.phase, shell.session.layout) == (GREETING, None)
+    shell.hello(layout=OTHER)
+    assert shell.session.layout == OTHER

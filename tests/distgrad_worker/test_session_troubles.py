@@ -13,6 +13,7 @@ from distgrad.errors import (
     MalformedMessage,
     from_code,
 )
+from distgrad_worker import asking
 from distgrad_worker.losses import MAX_TRIES
 from distgrad_worker.session import GREETING
 from support.session_shell import LAYOUT, ONE, OTHER, Shell
@@ -55,7 +56,7 @@ def test_a_broker_that_does_not_know_the_session_is_greeted_again(code: str) -> 
     shell.session.on_error(from_code(code, "no"), code)
 
     assert shell.session.phase == GREETING
-    hello = shell.session.hello()
+    hello = asking.hello(shell.session)
     assert (hello["session"], hello["lowest"]) == ("one:1", 2)
 
 

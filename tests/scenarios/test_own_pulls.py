@@ -32,6 +32,7 @@ def test_push_pull_brings_parameters_with_the_gradient_in_them(broker: Broker, s
         for step in range(1, 30):
             snapshot = worker.push_pull({"w": np.ones(size, np.float32)}, out=snapshot, copy=copy, loss=0.5)
             assert snapshot.version == step
+            assert worker.settled == step, "the reply tells what became of the gradient; nobody has to ask"
             assert (snapshot.parameters["w"] == -step).all()
 
 
@@ -57,3 +58,17 @@ def test_a_refused_gradient_ends_the_waiting_and_is_told_next(broker: Broker, si
         assert snapshot.version == 0
         with pytest.raises(GradientRefused):
             worker.flush()
+
+
+def test_a_loop_that_pulls_what_it_pushed_computes_into_the_same_memory_each_time(broker: Broker, size: int) -> None:
+    """Others would be written to while the pulled gradient's own is still in the processor's cache."""
+    with Worker(broker.address) as worker:
+        worker.pull()
+        places = set()
+        for _ in range(20):
+            with worker.slot() as gradients:
+                gradients["w"][:] = 1.0
+                places.add(gradients["w"].ctypes.data)
+            worker.pull(own=True)
+
+    assert len(places) == 1

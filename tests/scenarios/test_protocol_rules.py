@@ -11,7 +11,7 @@ from distgrad.errors import Fenced, LayoutError
 from distgrad.layout import Layout
 from distgrad.policies import Staleness
 from distgrad_broker import Broker
-from distgrad_worker import Worker
+from distgrad_worker import Worker, asking
 from distgrad_worker.session import RESUMING
 from support.core_kit import Kit, frames_of
 from support.simulated import Network, refused_numbers, restarts
@@ -141,7 +141,7 @@ def test_rule_08_a_lost_last_gradient_is_noticed_by_the_highest_number_sent() ->
     net = network()
     (worker,) = net.workers
     worker.push(1)
-    assert worker.session.heartbeat()["sent"] == 1
+    assert asking.heartbeat(worker.session)["sent"] == 1
     assert worker.pipe is not None
     worker.pipe.cut(0, 1)
 

@@ -35,18 +35,22 @@ class Told:
 
     def heartbeat(self, worker: str, reply: Mapping[str, Any], reference: Reference) -> None:
         """Note that a worker was told how far it is settled, and what was refused."""
-        own = reference.workers[worker]
-        settled, before = reply["settled"], self.settled.get(worker, 0)
+        own, settled = reference.workers[worker], reply["settled"]
+        self.pull(worker, reply, reference)
+        for number, reason, *_ in reply["refused"]:
+            outcome = own.outcomes.get(number)
+            if number <= settled and (outcome is None or outcome[:2] != ("refused", reason)):
+                raise Violation(f"{worker} is told that {number} was refused ({reason}), but it was {outcome}")
+
+    def pull(self, worker: str, reply: Mapping[str, Any], reference: Reference) -> None:
+        """Note that a worker was told how far it is settled."""
+        own, settled, before = reference.workers[worker], reply["settled"], self.settled.get(worker, 0)
         if settled > own.decided:
             raise Violation(f"{worker} is told that {settled} is settled, but {own.decided} is decided")
         for number in range(before + 1, settled + 1):
             self._outcomes[worker, number] = own.outcomes[number]
         if settled > before:
             self.settled[worker] = settled
-        for number, reason, *_ in reply["refused"]:
-            outcome = own.outcomes.get(number)
-            if number <= settled and (outcome is None or outcome[:2] != ("refused", reason)):
-                raise Violation(f"{worker} is told that {number} was refused ({reason}), but it was {outcome}")
 
     def hello(self, worker: str, uid: int, reply: Mapping[str, Any], *, is_first: bool, is_awaited: bool) -> None:
         """Note that a process was told of its session; the first time it begins where the broker says.

@@ -16,6 +16,7 @@ from distgrad.codec import encode
 from distgrad.errors import LayoutError
 from distgrad.layout import Layout
 from distgrad.wire import State
+from distgrad_worker import asking
 from distgrad_worker.headers import Header, checked_details
 from distgrad_worker.session import OPEN
 from simulation.reference import Array, Push
@@ -60,6 +61,8 @@ class Training:
         self._details: Any = None
         self._next: tuple[Layout, list[Array], Any] | None = None
         self._asked = 0
+        # The session in which it pulls.
+        self._asked_in: str | None = None
         self._retry_at = 0.0
         # Of which broker heartbeats told when the base was pulled: pulls may be ahead of them.
         self._known_then = ""
@@ -108,6 +111,9 @@ class Training:
         if self.doing != PULLING or header.get("id") != self._asked or not self.process.is_alive:
             return
         self._asked = 0
+        if header.get("settled") is not None:
+            session = self.process.session
+            session.on_pulled(self._asked_in, header["settled"], header["superseded"], self.process.now)
         if header["ok"] and not header["unchanged"]:
             self._base = State(header["incarnation"], header["generation"], header["version"])
             self._known_then = "" if self.process.session.state is None else self.process.session.state.incarnation
@@ -204,10 +210,11 @@ class Training:
     def _pull(self, now: float) -> None:
         process = self.process
         session = process.session
-        self._asked = process.next_id()
+        self._asked, self._asked_in = process.next_id(), session.name
         self._retry_at = now + RETRY_S + PULL_WAIT_S
         header = {"v": wire.PROTOCOL_VERSION, "op": "get", "client": b"puller%06d" % process.uid, "id": self._asked}
         header |= {"wait_s": PULL_WAIT_S, "worker": session.worker_id, "pushed": session.window.last}
+        header["session"] = session.name
         header["have"] = None if session.layout is None else session.layout.fingerprint
         process.world.network.send_request(process.link, (b"%d" % process.uid, b"pull", b""), [wire.pack(header)])
 
@@ -220,6 +227,6 @@ class Training:
             process.end_well(is_complete=self._is_enough())
         elif now >= self._retry_at:
             self._retry_at = now + RETRY_S
-            header = {**process.session.leave(), "client": b"goodbye%06d" % process.uid, "id": 1}
+            header = {**asking.leave(process.session), "client": b"goodbye%06d" % process.uid, "id": 1}
             process.world.network.send_request(process.link, (b"%d" % process.uid, b"leave", b""), [wire.pack(header)])
         return self._retry_at - now

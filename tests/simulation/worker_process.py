@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from distgrad import wire
 from distgrad.errors import DeliveryFailed, DistgradError, Fenced, GradientRefused, from_code
+from distgrad_worker import asking
 from distgrad_worker.bundles import messages
 from distgrad_worker.losses import MAX_TRIES
 from distgrad_worker.session import GREETING, Session
@@ -202,7 +203,7 @@ class WorkerProcess:
         elif asked.is_hello or asked.hurry == session.hurry or not session.hurry:
             return asked.retry_at - now
         is_hello = session.phase == GREETING
-        header = session.hello() if is_hello else session.heartbeat()
+        header = asking.hello(session) if is_hello else asking.heartbeat(session)
         header["id"] = self.next_id()
         self._asked = Asked(self._requests, is_hello, session.hurry, now + self._retry_s)
         if is_hello and self.world.trace is not None:

@@ -336,6 +336,9 @@ class World(Clockwork):
                 self.told.hello(worker_id, worker.uid, header, is_first=is_first, is_awaited=is_awaited)
             else:
                 self.told.heartbeat(worker_id, header, broker.watch.reference)
+        elif channel == b"pull":
+            if "settled" in header:
+                self.told.pull(self.workers[int(name)].session.worker_id, header, broker.watch.reference)
         elif channel == b"command":
             self.told.command(b"administrator", header["id"], header)
 

@@ -25,6 +25,7 @@ from distgrad.errors import (
 )
 from distgrad.layout import Layout
 from distgrad_broker.events import Event, Reply, RequestReceived, SocketsDrained, WorkDue
+from distgrad_worker import asking
 from distgrad_worker.bundles import messages
 from distgrad_worker.headers import Header, checked_details
 from distgrad_worker.losses import MAX_TRIES
@@ -127,7 +128,7 @@ class SimulatedWorker:
         if asked is not None and not again and (asked.is_hello or not session.hurry or asked.hurry == session.hurry):
             return
         is_hello = session.phase == GREETING
-        header = session.hello() if is_hello else session.heartbeat()
+        header = asking.hello(session) if is_hello else asking.heartbeat(session)
         self._requests += 1
         header["id"] = self._requests
         self.asked = Asked(self._requests, is_hello, session.hurry)
@@ -154,7 +155,7 @@ class SimulatedWorker:
         """Say goodbye, as `close` does after its flush, and end."""
         self.give_up()
         self.network.send_request(
-            self, [wire.pack({**self.session.leave(), "client": b"goodbye%04d" % self.uid, "id": 1})]
+            self, [wire.pack({**asking.leave(self.session), "client": b"goodbye%04d" % self.uid, "id": 1})]
         )
         self.is_gone = True
 
@@ -311,9 +312,9 @@ class Network:
         member = self.broker.state.members.get(session.worker_id)
         if member is None or session.phase != OPEN or not worker.is_alive:
             return
-        if session.heartbeat()["session"] != member.session or member.state != LIVE:
+        if asking.heartbeat(session)["session"] != member.session or member.state != LIVE:
             return
-        if window.in_flight_bytes <= member.committed and session.heartbeat()["grant_seq"] == member.grant_seq:
+        if window.in_flight_bytes <= member.committed and asking.heartbeat(session)["grant_seq"] == member.grant_seq:
             self.broker.lapsed.discard(member)
         # A lease that lapsed took the grant with it; what was sent meanwhile is dropped and sent again.
         assert window.in_flight_bytes <= member.committed or member in self.broker.lapsed

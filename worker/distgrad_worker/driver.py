@@ -20,6 +20,7 @@ import zmq
 from distgrad import addresses, sockets, wire
 from distgrad.errors import MalformedMessage, from_code
 from distgrad.owned_sockets import Link, LinkMonitor, OwnedSocket
+from distgrad_worker import asking
 from distgrad_worker.bundles import Pace, messages
 from distgrad_worker.session import GREETING, Session
 
@@ -28,6 +29,10 @@ FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 5.0
 # With nothing on the way, a sign of life this often, or four in the length of a lease.
 IDLE_S = 1.0
+# While gradients are pushed this often the thread looks whether pulls have told what became of them, and asks if not;
+# at once where somebody waits for that. Asking costs each side a thread's wake-up, beside a push that wants the same
+# processor.
+LOOK_S = 0.02
 # ZeroMQ does not try again after a refused handshake; a revoked or late key may be let in later.
 REFUSED_RETRY_S = 1.0
 # A request whose connection broke is asked again at once, or nearly: a peer that hangs up on everybody must not
@@ -101,6 +106,8 @@ class Driver:
         self._retry_s = FIRST_RETRY_S
         self._requests_sent = 0
         self._next_beat = 0.0
+        self._look_at = math.inf
+        self._seen = 0
         self._is_ending = False
         self._leaves = False
         self._wake_read, self._wake_write = os.pipe()
@@ -145,10 +152,10 @@ class Driver:
             self.wake()
             raise
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether the thread waits for nothing but time; the caller holds the lock."""
-        return self._asked is None
+    def note_pushed(self) -> None:
+        """Have the thread ask what becomes of what was pushed, when it is time; the caller holds the lock."""
+        if self._asked is None and (self._look_at == math.inf or self._session.is_urgent):
+            self.wake()
 
     def wake(self) -> None:
         """Have the thread look at the session now, if it is not going to anyway; the caller holds the lock."""
@@ -247,12 +254,14 @@ class Driver:
     def _timeout_s(self, now: float) -> float:
         if self._asked is not None:
             return max(0.0, self._asked.sent_at + self._retry_s - now)
-        return max(0.0, self._next_beat - now)
+        return max(0.0, min(self._next_beat, self._look_at) - now)
 
     def _ask_if_due(self, now: float) -> None:
         session, asked = self._session, self._asked
         if asked is None:
-            if not (session.phase == GREETING or session.is_busy or now >= self._next_beat):
+            is_due = now >= self._next_beat or (session.is_busy and now >= self._look_at)
+            if not (is_due or session.is_urgent):
+                self._plan_look(now)
                 return
         elif now >= asked.sent_at + self._retry_s:
             # Not all at once, when a broker comes back to many.
@@ -261,12 +270,23 @@ class Driver:
         elif asked.is_hello or asked.hurry == session.hurry or not session.hurry:
             return
         is_hello = session.phase == GREETING
-        header = session.hello() if is_hello else session.heartbeat()
+        self.send_due()
+        header = asking.hello(session) if is_hello else asking.heartbeat(session)
         self._requests_sent += 1
         header["id"] = self._requests_sent
         assert self._request is not None  # opened before the first turn
         self._request.send_multipart([wire.pack(header)])
         self._asked = Asked(self._requests_sent, is_hello, session.hurry, now)
+
+    def _plan_look(self, now: float) -> None:
+        """Look again soon while gradients are pushed; else the next push wakes the thread."""
+        session = self._session
+        last = session.window.last
+        if not (session.is_busy or last != self._seen):
+            self._look_at = math.inf
+        elif not now < self._look_at < math.inf:
+            self._look_at = now + LOOK_S
+        self._seen = last
 
     def _receive(self, request: OwnedSocket) -> None:
         frames = request.recv_multipart(copy=True)
@@ -289,6 +309,7 @@ class Driver:
             self._retry_s = FIRST_RETRY_S
             self.last_answer = now
             self._next_beat = now + min(IDLE_S, session.lease_s / 4)
+            self._look_at = now + LOOK_S
             if not header.get("ok"):
                 code = str(header.get("error"))
                 session.on_error(from_code(code, str(header.get("message"))), code)
@@ -332,6 +353,6 @@ class Driver:
         while (left_s := self._leave_by - time.monotonic()) > 0:
             self._open_request()
             assert self._request is not None  # just opened
-            self._request.send_multipart([wire.pack({**self._session.leave(), "client": client, "id": 1})])
+            self._request.send_multipart([wire.pack({**asking.leave(self._session), "client": client, "id": 1})])
             if self._request.poll(int(1000 * min(left_s, FIRST_RETRY_S))):
                 return

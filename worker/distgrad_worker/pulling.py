@@ -163,6 +163,7 @@ class Puller:
     ) -> Snapshot | None:
         connection = self._connection
         session = connection.session
+        name = session.name
         if session.window.sent < session.window.last:
             with connection.lock:
                 connection.driver.send_due()
@@ -175,6 +176,7 @@ class Puller:
                 out_arenas=None if out is None or out.is_lent else out.arenas,
                 worker=session.worker_id,
                 pushed=session.window.last,
+                session=name,
                 shared=self._reading,
                 leases=not copies,
                 own=own,
@@ -185,6 +187,8 @@ class Puller:
         if fetched is None:
             return None
         with connection.lock:
+            if fetched.settled is not None and session.on_pulled(name, *fetched.settled, time.monotonic()):
+                connection.lock.notify_all()
             self._last = fetched.state
             self._lease = None if fetched.lease is None else (fetched.state, fetched.lease)
         like = self.like_of(fetched.layout)

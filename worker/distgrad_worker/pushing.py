@@ -229,7 +229,6 @@ class Pusher:
         with self._connection.lock:
             try:
                 if not session.can_push(size, layout.fingerprint):
-                    session.check_size(size)
                     driver.send_due()
                     driver.wake()
                     try:
@@ -244,8 +243,7 @@ class Pusher:
             if slot is not None:
                 self._slots.keep(slot, number)
             driver.send_pushed(size)
-            if driver.is_idle:
-                driver.wake()
+            driver.note_pushed()
         return number
 
 

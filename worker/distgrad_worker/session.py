@@ -18,12 +18,11 @@ from typing import Any
 
 from distgrad.errors import DistgradError, Fenced, Forbidden, GradientRefused, HistoryLost, LayoutError
 from distgrad.layout import Layout
-from distgrad.wire import PROTOCOL_VERSION, State, charge
+from distgrad.wire import State, charge
 from distgrad_worker.headers import Header
 from distgrad_worker.losses import Progress, cost_of_restart, settles_on_disk
 from distgrad_worker.window import Entry, Window
 
-HEARTBEAT_WAIT_S = 0.05
 MAX_PROBLEMS = 64
 
 GREETING, RESUMING, OPEN = "greeting", "resuming", "open"
@@ -62,36 +61,17 @@ class Session:
         self.ended: DistgradError | None = None
         self.problems: deque[DistgradError] = deque(maxlen=MAX_PROBLEMS)
         self.attempt = 1
-        self._nonce = nonce
-        self._generated = generated
+        self.nonce = nonce
+        self.is_generated = generated
         self._session: str | None = None
         self._progress = Progress()
-        self.grant = self._grant_seq = self._queue_bytes = 0
+        self.grant = self.grant_seq = self._queue_bytes = 0
         self._echo_due = self._rewind_due = False
-        self._want = 0
+        self.want = 0
         # Numbers whose settling somebody waits for, to be told of it as soon as it happens.
         self.awaited: list[int] = []
 
     # What the user's threads do
-
-    def check_size(self, payload_bytes: int) -> None:
-        """Refuse a gradient that can never be sent.
-
-        Parameters
-        ----------
-        payload_bytes : int
-            Bytes of its payload.
-
-        Raises
-        ------
-        GradientRefused
-            If it is larger than the broker's whole queue.
-        """
-        if self.phase == OPEN and charge(payload_bytes) > self._queue_bytes:
-            raise GradientRefused(
-                "too_large",
-                f"a gradient of {payload_bytes} bytes does not fit in the broker's --queue-bytes {self._queue_bytes}",
-            )
 
     def can_push(self, payload_bytes: int, fingerprint: int) -> bool:
         """Tell whether a gradient can be numbered now; if not, its bytes are asked for.
@@ -113,17 +93,22 @@ class Session:
         LayoutError
             If the parameters have another layout now. While a push waits they may be replaced, and there may never
             be a grant for a gradient of the former size.
+        GradientRefused
+            If it is larger than the broker's whole queue.
         """
         if self.layout is not None and self.layout.fingerprint != fingerprint:
             raise LayoutError("the parameters were replaced by others of another layout; pull and go on with those")
         needed = charge(payload_bytes)
         has_room = self.window.has_room(needed, self.grant)
-        self._want = 0 if has_room else needed
+        if not has_room and self.phase == OPEN and needed > self._queue_bytes:
+            budget = f"the broker's --queue-bytes {self._queue_bytes}"
+            raise GradientRefused("too_large", f"a gradient of {payload_bytes} bytes does not fit in {budget}")
+        self.want = 0 if has_room else needed
         return has_room
 
     def stop_wanting(self) -> None:
         """Take back what `can_push` asked for: the push was given up."""
-        self._want = 0
+        self.want = 0
 
     def push(
         self,
@@ -187,62 +172,23 @@ class Session:
     @property
     def is_busy(self) -> bool:
         """Whether there is something to hear from the broker soon; else a heartbeat now and then is enough."""
-        return self.phase != OPEN or self.window.settled < self.window.last or self._want > 0 or self._echo_due
+        return self.phase != OPEN or self.window.settled < self.window.last or self.want > 0 or self._echo_due
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether to ask now: somebody waits, or will soon, as half of what may be on the way is."""
+        is_open = self.phase == OPEN and not self._echo_due
+        return not is_open or bool(self.want or self.hurry) or 2 * self.window.in_flight_bytes > self.grant
 
     @property
     def hurry(self) -> int:
         """The number whose settling somebody waits for, 0 if nobody does."""
         window = self.window
         awaited = min((number for number in self.awaited if number > window.settled), default=0)
-        if awaited or not (self._want and len(window)):
+        if awaited or not (self.want and len(window)):
             return awaited
         # A push waits for room in the window: a quarter of it at a time keeps requests few.
         return window.settled + max(1, len(window) // 4)
-
-    def hello(self) -> dict[str, Any]:
-        """Build a `hello`.
-
-        Returns
-        -------
-        dict
-            The request's keys.
-        """
-        lowest = self.window.lowest or (self.window.last + 1 if self._session else 0)
-        return self._request("hello", nonce=self._nonce, lowest=lowest, generated=self._generated)
-
-    def heartbeat(self) -> dict[str, Any]:
-        """Build a `heartbeat`.
-
-        Returns
-        -------
-        dict
-            The request's keys.
-        """
-        window = self.window
-        return self._request(
-            "heartbeat",
-            attempt=self.attempt,
-            sent=window.sent,
-            settled=window.settled,
-            grant_seq=self._grant_seq,
-            held=max(self.grant, window.in_flight_bytes),
-            # What is numbered but not covered by a grant any more goes before a push that waits.
-            want=window.unsent_charge or self._want,
-            until=self.hurry,
-            fingerprint=None if self.layout is None else self.layout.fingerprint,
-            # A new attempt wants to know at once from where to send.
-            wait_s=0.0 if self.phase == RESUMING or not self.is_busy else HEARTBEAT_WAIT_S,
-        )
-
-    def leave(self) -> dict[str, Any]:
-        """Build a `leave`.
-
-        Returns
-        -------
-        dict
-            The request's keys.
-        """
-        return self._request("leave", incarnation=self.state.incarnation if self.state else "")
 
     def connection_lost(self) -> None:
         """Begin a new attempt if something was on the way: it may be gone. ZeroMQ itself connects again."""
@@ -314,7 +260,8 @@ class Session:
             Seconds on the shell's clock.
         """
         window = self.window
-        accepted, settled = int(header["accepted"]), int(header["settled"])
+        # A pull may have told more than this reply knew when it was sent.
+        accepted, settled = max(int(header["accepted"]), window.settled), int(header["settled"])
         progress = self._progress
         progress.hear(accepted, now, is_news=settled > window.settled or bool(header.get("early")))
         for number, reason, leaf, message in header["refused"]:
@@ -333,12 +280,37 @@ class Session:
             window.rewind(accepted)
             self._open(now)
         elif self.phase == OPEN:
-            is_missing = header["resend"] and header["attempt"] == self.attempt
+            is_missing = header["resend"] and header["attempt"] == self.attempt and window.sent > accepted
             is_stalled = window.sent > accepted and progress.is_stalled(window.in_flight_bytes, now)
             if is_missing or is_stalled:
                 self._begin_attempt()
         if self.phase == OPEN and header["fingerprint"] != (self.layout.fingerprint if self.layout else None):
-            self.phase = GREETING  # the parameters were replaced: hello brings the layout
+            # The parameters were replaced. Hello brings the layout; until then a push that needs it asks for it.
+            self.phase, self.layout = GREETING, None
+
+    def on_pulled(self, session: str | None, settled: int, superseded: int, now: float) -> bool:
+        """Take in what the reply to a `get` told of this worker's gradients.
+
+        Parameters
+        ----------
+        session : str or None
+            The session that it was asked in.
+        settled, superseded : int
+            Up to which number all is settled, of which nothing was refused that a heartbeat did not tell; and how many
+            were superseded.
+        now : float
+            Seconds on the shell's clock.
+
+        Returns
+        -------
+        bool
+            Whether it is news.
+        """
+        if session != self._session or settled <= self.window.settled:
+            return False
+        self._progress.hear(settled, now, is_news=True)
+        self.superseded = max(self.superseded, superseded)
+        return self.window.settle(min(settled, self.window.last)) > 0
 
     def on_error(self, error: DistgradError, code: str) -> None:
         """Take in an error that the broker answered a request of this session with.
@@ -360,9 +332,6 @@ class Session:
             self._end(error)
         else:
             self.problems.append(error)
-
-    def _request(self, op: str, **keys: Any) -> dict[str, Any]:
-        return {"v": PROTOCOL_VERSION, "op": op, "worker": self.worker_id, "session": self._session, **keys}
 
     def _on_restart(self, header: Mapping[str, Any]) -> None:
         """Tell the user once what went with the old incarnation (PROTOCOL 6)."""
@@ -391,8 +360,8 @@ class Session:
         self._progress.since = now
 
     def _take_news(self, header: Mapping[str, Any]) -> None:
-        self._echo_due = header["grant_seq"] != self._grant_seq
-        self.grant, self._grant_seq = int(header["grant"]), int(header["grant_seq"])
+        self._echo_due = header["grant_seq"] != self.grant_seq
+        self.grant, self.grant_seq = int(header["grant"]), int(header["grant_seq"])
         self.state = State(header["incarnation"], header["generation"], header["version"])
         self.is_running = bool(header["running"])
 

@@ -125,7 +125,7 @@ class Worker:
 
     @property
     def settled(self) -> int:
-        """Highest number up to which every gradient of this worker is settled."""
+        """Highest number up to which every gradient of this worker is settled, as last heard; `flush` makes sure."""
         return self._session.window.settled
 
     @property

@@ -384,3 +384,11 @@ def test_a_worker_that_nobody_uses_any_more_can_be_collected(broker: Broker) -> 
     gc.collect()
 
     assert reference() is None
+
+
+def test_a_burst_arrives_whole_though_nobody_asks_for_its_end(worker: Worker, admin: Admin) -> None:
+    for _ in range(20):
+        worker.push(ONES)
+
+    while admin.status()["version"] < 20:
+        pass

@@ -29,10 +29,11 @@ FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 5.0
 # With nothing on the way, a sign of life this often, or four in the length of a lease.
 IDLE_S = 1.0
-# While gradients are pushed this often the thread looks whether pulls have told what became of them, and asks if not;
-# at once where somebody waits for that. Asking costs each side a thread's wake-up, beside a push that wants the same
-# processor.
-LOOK_S = 0.02
+# While gradients are pushed this often the thread asks what became of them, if pulls have not told; at once where
+# somebody waits for that. Asking costs each side a thread's wake-up, beside a push that wants the same processor.
+ASK_S = 0.2
+# What waits for others of its kind is sent after this long.
+TAIL_S = 0.02
 # ZeroMQ does not try again after a refused handshake; a revoked or late key may be let in later.
 REFUSED_RETRY_S = 1.0
 # A request whose connection broke is asked again at once, or nearly: a peer that hangs up on everybody must not
@@ -128,8 +129,12 @@ class Driver:
         payload_bytes : int
             Bytes of its payload.
         """
-        if not self._pace.may_wait(self._session.window, payload_bytes, time.monotonic()):
+        now = time.monotonic()
+        if not self._pace.may_wait(self._session.window, payload_bytes, now):
             self.send_due()
+        elif self._asked is None and self._look_at > now + 2 * TAIL_S:
+            self._look_at = now + TAIL_S
+            self.wake()
 
     def send_due(self) -> None:
         """Send what the session has to send; the caller holds the lock."""
@@ -285,7 +290,7 @@ class Driver:
         if not (session.is_busy or last != self._seen):
             self._look_at = math.inf
         elif not now < self._look_at < math.inf:
-            self._look_at = now + LOOK_S
+            self._look_at = now + ASK_S
         self._seen = last
 
     def _receive(self, request: OwnedSocket) -> None:
@@ -309,7 +314,7 @@ class Driver:
             self._retry_s = FIRST_RETRY_S
             self.last_answer = now
             self._next_beat = now + min(IDLE_S, session.lease_s / 4)
-            self._look_at = now + LOOK_S
+            self._look_at = now + ASK_S
             if not header.get("ok"):
                 code = str(header.get("error"))
                 session.on_error(from_code(code, str(header.get("message"))), code)

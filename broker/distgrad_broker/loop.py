@@ -61,9 +61,9 @@ MANY_FRAMES, GIVE_BACK_AFTER_S = 16, 1.0
 INTAKE_TIMEOUT_S = 2.0
 # and gives what is queued this long to be applied.
 CLOSE_TIMEOUT_S = 30.0
-# Then workers ask what became of it (one that waits does so every 50 ms). Who does not hear of it would send what was
-# applied here to the next broker.
-FAREWELL_S = 0.3
+# Then workers ask what became of it (one that waits does so every 50 ms, others every 0.2 s). Who does not hear of it
+# would send what was applied here to the next broker.
+FAREWELL_S = 0.5
 
 
 class Files(Protocol):

@@ -235,7 +235,7 @@ def test_close_does_not_wait_for_a_broker_that_is_silent() -> None:
 
 def test_close_works_before_start_was_of_any_use() -> None:
     with ScriptedBroker(ignore) as broker, running(broker.address) as shell, shell.lock:
-        shell.driver.note_pushed()
+        shell.driver.send_pushed(16)
 
 
 def test_a_bug_in_the_thread_is_kept_for_whoever_uses_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:

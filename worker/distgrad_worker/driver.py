@@ -32,7 +32,7 @@ IDLE_S = 1.0
 # While gradients are pushed this often the thread asks what became of them, if pulls have not told; at once where
 # somebody waits for that. Asking costs each side a thread's wake-up, beside a push that wants the same processor.
 ASK_S = 0.2
-# What waits for others of its kind is sent after this long.
+# What waits for others of its kind is sent after this long, or twice this at most.
 TAIL_S = 0.02
 # ZeroMQ does not try again after a refused handshake; a revoked or late key may be let in later.
 REFUSED_RETRY_S = 1.0
@@ -108,7 +108,6 @@ class Driver:
         self._requests_sent = 0
         self._next_beat = 0.0
         self._look_at = math.inf
-        self._seen = 0
         self._is_ending = False
         self._leaves = False
         self._wake_read, self._wake_write = os.pipe()
@@ -124,16 +123,24 @@ class Driver:
     def send_pushed(self, payload_bytes: int) -> None:
         """Send what was just pushed, or let it wait for more of its kind; the caller holds the lock.
 
+        The thread will ask what became of it, when it is time.
+
         Parameters
         ----------
         payload_bytes : int
             Bytes of its payload.
         """
         now = time.monotonic()
+        patience_s = TAIL_S
         if not self._pace.may_wait(self._session.window, payload_bytes, now):
+            patience_s = ASK_S
             self.send_due()
-        elif self._asked is None and self._look_at > now + 2 * TAIL_S:
-            self._look_at = now + TAIL_S
+        if self._asked is not None:
+            return
+        if self._look_at > now + 2 * patience_s:
+            self._look_at = now + patience_s
+            self.wake()
+        elif self._session.is_urgent:
             self.wake()
 
     def send_due(self) -> None:
@@ -156,11 +163,6 @@ class Driver:
             session.connection_lost()
             self.wake()
             raise
-
-    def note_pushed(self) -> None:
-        """Have the thread ask what becomes of what was pushed, when it is time; the caller holds the lock."""
-        if self._asked is None and (self._look_at == math.inf or self._session.is_urgent):
-            self.wake()
 
     def wake(self) -> None:
         """Have the thread look at the session now, if it is not going to anyway; the caller holds the lock."""
@@ -266,7 +268,8 @@ class Driver:
         if asked is None:
             is_due = now >= self._next_beat or (session.is_busy and now >= self._look_at)
             if not (is_due or session.is_urgent):
-                self._plan_look(now)
+                if now >= self._look_at:
+                    self._look_at = math.inf  # pulls have told; the next push sets it
                 return
         elif now >= asked.sent_at + self._retry_s:
             # Not all at once, when a broker comes back to many.
@@ -282,16 +285,6 @@ class Driver:
         assert self._request is not None  # opened before the first turn
         self._request.send_multipart([wire.pack(header)])
         self._asked = Asked(self._requests_sent, is_hello, session.hurry, now)
-
-    def _plan_look(self, now: float) -> None:
-        """Look again soon while gradients are pushed; else the next push wakes the thread."""
-        session = self._session
-        last = session.window.last
-        if not (session.is_busy or last != self._seen):
-            self._look_at = math.inf
-        elif not now < self._look_at < math.inf:
-            self._look_at = now + ASK_S
-        self._seen = last
 
     def _receive(self, request: OwnedSocket) -> None:
         frames = request.recv_multipart(copy=True)

@@ -243,7 +243,6 @@ class Pusher:
             if slot is not None:
                 self._slots.keep(slot, number)
             driver.send_pushed(size)
-            driver.note_pushed()
         return number
 
 

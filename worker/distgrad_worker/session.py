@@ -310,7 +310,8 @@ class Session:
             return False
         self._progress.hear(settled, now, is_news=True)
         self.superseded = max(self.superseded, superseded)
-        return self.window.settle(min(settled, self.window.last)) > 0
+        self.window.settle(min(settled, self.window.last))
+        return True
 
     def on_error(self, error: DistgradError, code: str) -> None:
         """Take in an error that the broker answered a request of this session with.

@@ -15,7 +15,7 @@ import pytest
 
 from distgrad import Admin
 from distgrad.errors import Fenced
-from distgrad_worker import Worker
+from distgrad_worker import Worker, driver
 from support.broker_process import wait_until
 from support.durable_broker import DurableBroker
 from support.hosts import BROKER_IP, two_hosts
@@ -28,7 +28,7 @@ ONES = {"w": np.ones(FLOATS, np.float32)}
 PUSHER = f"""
 import sys
 import numpy as np
-from distgrad_worker import Worker
+from distgrad_worker import Worker, driver
 
 control, gradients, name, count = sys.argv[1], sys.argv[2] or None, sys.argv[3], int(sys.argv[4])
 with Worker(control, worker_id=name, gradients=gradients, timeout=60) as worker:
@@ -47,6 +47,32 @@ def wait_for_sum(admin: Admin, count: int) -> None:
     wait_until(lambda: bool(admin.status()["version"] >= count))
     assert admin.status()["version"] == count
     np.testing.assert_array_equal(admin.get_model_parameters()["w"], np.full(FLOATS, -count, np.float32))
+
+
+def test_who_pulls_from_a_restarted_broker_can_push_to_it_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else all that is pushed until the lease asks again would be computed on what the new broker began with."""
+    for name in ("FIRST_RETRY_S", "LAST_RETRY_S", "LOST_RETRY_S"):
+        monkeypatch.setattr(driver, name, 3600.0)
+    with DurableBroker(tmp_path / "data") as broker, Worker(broker.address, timeout=60) as worker:
+        worker.initialize({"w": np.zeros(FLOATS, np.float32)})
+        worker.push(ONES)
+        worker.flush()
+        os.kill(broker.process.pid, signal.SIGSTOP)
+        worker.push(ONES)
+        # The lease has asked what became of it, and the broker dies with the question.
+        wait_until(lambda: worker._connection.driver._asked is not None)
+        broker.kill()
+        broker.start()
+
+        pulled = worker.pull(timeout=30)
+
+        known = worker._connection.session.state
+        assert known is not None
+        assert known.incarnation == pulled.state.incarnation
+        worker.flush(timeout=30)
+        assert worker.pull().version == 2
 
 
 def test_a_broker_that_freezes_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ What a gradient of a few kilobytes costs is mostly its message: a call of ZeroMQ
 threads, two calls of the kernel, a header. A worker that pushes one after the other at once therefore lets them wait
 for each other, until a message is full. One that computes in between sends each at once; whoever waits for anything
 (`flush`, `pull`, a push without a grant) sends what is there; and the thread that keeps the lease does so whenever it
-hears from the broker, which takes 50 ms at most while something is on the way.
+looks whether there is news, which is soon while something waits.
 """
 
 from __future__ import annotations

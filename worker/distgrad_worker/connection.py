@@ -162,23 +162,41 @@ class Connection:
         if session.ended is not None:
             raise session.ended
 
-    def catch_up(self) -> None:
-        """Let the lease hear of a new broker that a pull has met before it, and raise what that has cost.
+    def catch_up(self, known: str | None, timeout: float = math.inf) -> None:
+        """Let the lease hear of a new broker that a pull has met before it; `check` then tells what that has cost.
+
+        Until then nothing that is pushed reaches that broker: all of it would be computed on what it began with.
+
+        Parameters
+        ----------
+        known : str or None
+            The incarnation that the session knew before that pull.
+        timeout : float
+            How long to wait at most, seconds.
 
         Raises
         ------
         DistgradError
-            As `check`; `BrokerRestarted` if something was lost.
+            If the session has ended, or the new broker waits for parameters.
         """
         session = self.session
-        with self.lock:
-            known = session.state.incarnation if session.state is not None else None
-            if known != self.puller.incarnation:
-                self.driver.wake()
-                # Not for ever: the broker that the pull has met may be gone again.
-                with suppress(TimeoutError):
-                    self.wait(lambda: session.state is not None and session.state.incarnation != known, self._timeout)
-        self.check()
+
+        def has_heard() -> bool:
+            return session.state is not None and session.state.incarnation != known
+
+        if self.puller.incarnation != known:
+            with self.lock:
+                if not has_heard():
+                    self.driver.ask_now()
+                    # Not for ever: the broker that the pull has met may be gone again.
+                    with suppress(TimeoutError):
+                        self.wait(has_heard, min(timeout, self._timeout))
+
+    @property
+    def incarnation(self) -> str | None:
+        """The broker that the session knows, None before its first answer."""
+        state = self.session.state
+        return None if state is None else state.incarnation
 
     @property
     def must_initialize(self) -> bool:

@@ -171,6 +171,14 @@ class Driver:
             with contextlib.suppress(BlockingIOError):
                 os.write(self._wake_write, b"x")
 
+    def ask_now(self) -> None:
+        """Have the thread ask at once, by a new connection if it waits for a reply; the caller holds the lock."""
+        if self._asked is None:
+            self._next_beat = 0.0
+        else:
+            self._asked.sent_at = -math.inf
+        self.wake()
+
     def close(self, *, leaves: bool, timeout_s: float) -> None:
         """End the thread and close the sockets.
 

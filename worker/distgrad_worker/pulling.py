@@ -74,8 +74,7 @@ class Puller:
         since = self.state_of(newer_than)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while True:
-            wait_s = max(0.0, min(_WAIT_S, deadline - time.monotonic()))
-            snapshot = self._fetch(since, wait_s, out, copies=copies, own=own)
+            snapshot = self._fetch(since, deadline, out, copies=copies, own=own)
             if snapshot is not None:
                 return snapshot
             if time.monotonic() >= deadline:
@@ -159,11 +158,11 @@ class Puller:
         return known._replace(version=int(what))
 
     def _fetch(
-        self, since: State | None, wait_s: float, out: Snapshot | None, *, copies: bool, own: bool
+        self, since: State | None, deadline: float, out: Snapshot | None, *, copies: bool, own: bool
     ) -> Snapshot | None:
         connection = self._connection
         session = connection.session
-        name = session.name
+        name, known = session.name, connection.incarnation
         if session.window.sent < session.window.last:
             with connection.lock:
                 connection.driver.send_due()
@@ -171,7 +170,7 @@ class Puller:
             fetched = fetch(
                 connection.puller,
                 newer_than=since,
-                wait_s=wait_s,
+                wait_s=max(0.0, min(_WAIT_S, deadline - time.monotonic())),
                 have=session.layout if out is None else out.layout,
                 out_arenas=None if out is None or out.is_lent else out.arenas,
                 worker=session.worker_id,
@@ -182,10 +181,13 @@ class Puller:
                 own=own,
             )
         except NoParameters:
-            connection.catch_up()
+            connection.catch_up(known)
+            connection.check()
             raise
         if fetched is None:
             return None
+        if known is not None and fetched.state.incarnation != known:
+            connection.catch_up(known, deadline - time.monotonic())
         with connection.lock:
             if fetched.settled is not None and session.on_pulled(name, *fetched.settled, time.monotonic()):
                 connection.lock.notify_all()

@@ -61,10 +61,12 @@ class Pusher:
         if layout is not None:
             return layout
         # The heartbeat that tells of new parameters may still be under way; the broker itself knows.
+        known = connection.incarnation
         try:
             return fetch_layout(connection.puller)
         except NoParameters:
-            connection.catch_up()  # a new broker has none, and that is the news
+            connection.catch_up(known)
+            connection.check()  # a new broker has none, and that is the news
             raise
 
     def push(

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,10 +69,15 @@ def test_the_program_of_the_page_trains_and_killed_actors_come_back(tmp_path: Pa
     head, tail = changed.split("        running.wait()\n")
     killed = "".join(f"    {line}\n" for line in KILLS.strip("\n").splitlines())
 
-    with run_alone(head + killed + "        running.wait()\n" + tail, tmp_path) as script:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    env = {"TMPDIR": str(temporary), "RAY_TMPDIR": tempfile.gettempdir()}
+    with run_alone(head + killed + "        running.wait()\n" + tail, tmp_path, env) as script:
         code = script.wait(250)
 
     assert code == 0, script.output()
+    # Of the broker that was killed.
+    assert len(list(temporary.glob("distgrad-keys-*"))) == 1
     assert "another broker: True" in script.lines
     # Two workers, 300 batches each, and each counted once.
     [last] = [line for line in script.lines if line.startswith("600 ")]

@@ -42,7 +42,9 @@ class _Broker:
     def __init__(self, make: Callable[..., Any], keys: Files, ports: tuple[int, int]) -> None:
         host = ray.util.get_node_ip_address()
         control, gradients = (f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}" for port in ports)
-        self._broker = make(control=control, gradients=gradients, keys=_written(keys))
+        # Read as long as the broker runs; gone with it unless it is killed.
+        self._folder = _written(keys)
+        self._broker = make(control=control, gradients=gradients, keys=self._folder)
         self._broker.start()
 
     def address(self) -> str:
@@ -56,6 +58,7 @@ class _Broker:
     def stop(self) -> None:
         """End the broker: what is queued is applied, and a last checkpoint is written."""
         self._broker.close()
+        shutil.rmtree(self._folder)
 
 
 class _Worker:

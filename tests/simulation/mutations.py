@@ -91,6 +91,14 @@ MUTATIONS = [
         (f"{BROKER}/settling.py", "untold - 1 if untold else member.settled", "member.accepted"),
     ),
     _mutation(
+        "pulls tell what is accepted as settled",
+        (f"{BROKER}/pulls.py", "if member.refusals else member.settled", "if member.refusals else member.accepted"),
+    ),
+    _mutation(
+        "pulls tell what is behind a refusal that no heartbeat told",
+        (f"{BROKER}/pulls.py", "member.refusals[0][0] - 1 if member.refusals else member.settled", "member.settled"),
+    ),
+    _mutation(
         "hello is answered before the disk has the session and what was accepted",
         (
             f"{BROKER}/worker_operations.py",

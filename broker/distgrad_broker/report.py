@@ -86,10 +86,13 @@ def lost(state: CoreState) -> int:
     int
         How many.
     """
-    open_numbers = sum(member.accepted - member.settled for member in state.members)
-    # After a restart what was decided ahead may be numbers that are yet to be accepted again.
-    ahead = sum(number <= member.accepted for member in state.members for number in member.ahead)
-    return open_numbers - len(state.queue) - len(state.held) - len(state.unsettled) - ahead
+    lost = -len(state.queue) - len(state.held) - len(state.unsettled)
+    for member in state.members:
+        lost += member.accepted - member.settled
+        if member.ahead:
+            # After a restart what was decided ahead may be numbers that are yet to be accepted again.
+            lost -= sum(number <= member.accepted for number in member.ahead)
+    return lost
 
 
 def _trimmed(classes: list[int]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
 from collections.abc import Sequence
 from operator import attrgetter, methodcaller
@@ -56,6 +57,7 @@ def dtype_of(name: str) -> np.dtype[Any]:
     return dtype
 
 
+@functools.cache
 def largest(dtype: np.dtype[Any]) -> float:
     """Give the largest finite number of a dtype.
 

@@ -128,7 +128,8 @@ class BrokerProcess:
     def wake(self, delay_s: float) -> None:
         """Turn the loop at a time, if it does not turn before: at a steady pace, so that what comes between gathers."""
         now, pace_s = self.world.now, self.world.plan.pace_s
-        self._alarm.set(max(math.ceil((now + delay_s) / pace_s) * pace_s, self._turns_from))
+        if not self._alarm.is_before(now + delay_s):
+            self._alarm.set(max(math.ceil((now + delay_s) / pace_s) * pace_s, self._turns_from))
 
     def receive_gradients(self, batch: Sequence[Frames]) -> None:
         if not self._gradients:

@@ -36,6 +36,10 @@ class Alarm:
         # Times at which it has an event in the queue, the next one last.
         self._planned: list[float] = []
 
+    def is_before(self, at: float) -> bool:
+        """Tell whether it will call by a time anyway."""
+        return self._at <= at
+
     def set(self, at: float) -> None:
         """Call at a time, unless it calls before."""
         if at < self._at:

@@ -167,7 +167,7 @@ class Reference:
                 raise Violation(f"{push} was applied, but is not waiting")
             self.workers[push.worker].decide(push, "applied", None)
         self.outcomes["applied"] += len(pushes)
-        sign = 1.0 if self.mode == "descent" else -1.0
+        is_ascent = self.mode != "descent"
         self.version += 1
         self.steps += 1
         for index in range(layout.n_trainable_arenas):
@@ -176,7 +176,7 @@ class Reference:
                 total = total * weights[0]
                 for push, weight in zip(pushes[1:], weights[1:], strict=True):
                     total = total + weight * push.vectors[index]
-            self.arenas[index] = self._stepped(index, sign * total)
+            self.arenas[index] = self._stepped(index, -total if is_ascent else total)
 
     def outcome(self, push: Push, outcome: str, reason: str | None) -> None:
         if self.pending.pop((push.worker, push.number), None) is None:

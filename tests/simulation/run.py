@@ -17,7 +17,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from simulation.plan import make_plan
-from simulation.world import World, run_world
+from simulation.world import World, make_world, run_world
 
 # Lines of a trace that are shown.
 MAX_LINES = 120
@@ -42,7 +42,7 @@ class Failure:
 
 def try_seed(seed: int, *, without: frozenset[int] = frozenset(), traces: bool = False) -> tuple[World, Failure | None]:
     """Run a seed, and tell how it failed, if it did."""
-    world = World(make_plan(seed), without=without, traces=traces)
+    world = make_world(seed, without=without, traces=traces)
     try:
         run_world(world)
     # Whatever the code under test raises is a finding.

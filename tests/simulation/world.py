@@ -365,9 +365,15 @@ def run_seed(seed: int, *, without: Collection[int] = (), traces: bool = False) 
     Violation
         If something happened that must not; any other exception is a bug of the code under test, too.
     """
-    world = World(make_plan(seed), without=without, traces=traces)
+    world = make_world(seed, without=without, traces=traces)
     run_world(world)
     return world
+
+
+def make_world(seed: int, *, without: Collection[int] = (), traces: bool = False) -> World:
+    """Make the world of a seed, as it is before its first event."""
+    with mock.patch.object(registry, "_parameters", _parameters):
+        return World(make_plan(seed), without=without, traces=traces)
 
 
 # Two layouts are read again and again, by whoever says hello and by every recovery, and a few signatures.

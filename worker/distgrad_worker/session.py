@@ -183,6 +183,8 @@ class Session:
     @property
     def hurry(self) -> int:
         """The number whose settling somebody waits for, 0 if nobody does."""
+        if not (self.awaited or self.want):
+            return 0
         window = self.window
         awaited = min((number for number in self.awaited if number > window.settled), default=0)
         if awaited or not (self.want and len(window)):

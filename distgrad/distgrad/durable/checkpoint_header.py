@@ -10,6 +10,7 @@ So a file of a version that is not known can be told from one that is damaged.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -306,12 +307,18 @@ def _described(blocks: Sequence[Block]) -> Iterator[str]:
     """
     begin = 0
     for block in blocks:
-        dtype, width = _DTYPES[block.dtype.name], block.dtype.itemsize
+        dtype, width = _stored_dtype(block.dtype), block.dtype.itemsize
         for name, leaf in block.leaves:
             end = begin + leaf.size * width
             quoted, shape = _JSON.encode(block.prefix + name), ",".join(map(str, leaf.shape))
             yield f',{quoted}:{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{begin},{end}]}}'
             begin = end
+
+
+@functools.cache
+def _stored_dtype(dtype: np.dtype[Any]) -> str:
+    """Give safetensors' name of a dtype: NumPy puts together its own anew each time."""
+    return _DTYPES[dtype.name]
 
 
 def _number(text: str) -> int:

@@ -77,6 +77,7 @@ class DiskWriter:
         self._waiting_bytes = 0
         self._job: WriteCheckpoint | None = None
         self._checkpoint: CheckpointWriter | None = None
+        self._path = ""
 
     def records(self, records: Sequence[Record]) -> None:
         """Take records; they are written by the next steps.
@@ -251,9 +252,10 @@ class DiskWriter:
         checkpoint = job.checkpoint
         if self._must_wait_for_records(job):
             return
-        path = self._folder.checkpoint_path(checkpoint.sequence, checkpoint.version)
+        path = self._path
         try:
             if self._checkpoint is None:
+                path = self._path = self._folder.checkpoint_path(checkpoint.sequence, checkpoint.version)
                 self._checkpoint = CheckpointWriter(self._disk, path, checkpoint)
             if not self._checkpoint.step():
                 return

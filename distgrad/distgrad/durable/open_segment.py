@@ -25,14 +25,18 @@ def at_once(call: Callable[[], None]) -> Future[None]:
     Future
         Done, with the exception if there was one.
     """
-    future: Future[None] = Future()
     try:
         call()
     except Exception as error:
+        future: Future[None] = Future()
         future.set_exception(error)
     else:
-        future.set_result(None)
+        return _DONE
     return future
+
+
+_DONE: Future[None] = Future()
+_DONE.set_result(None)
 
 
 class OpenSegment:

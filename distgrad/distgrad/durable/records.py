@@ -12,9 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import msgpack
-
-from distgrad.wire import Gradient
+from distgrad.wire import Gradient, pack
 
 
 class Record(NamedTuple):
@@ -154,7 +152,7 @@ class Records:
         if self._decisions:
             self._close_decisions()
         self._sequence += 1
-        header = msgpack.packb([kind, keys])
+        header = pack([kind, keys])
         self._records.append(Record(header, payload))
         self.bytes += len(header) + sum(len(part) for part in payload)
         return self._sequence
@@ -223,7 +221,7 @@ class Records:
         step = self.step_memory()
         if step != self._step:
             message["step"] = self._step = step
-        header = msgpack.packb(["decided", message])
+        header = pack(["decided", message])
         self._sequence += 1
         self.bytes += len(header)
         self._records.append(Record(header))

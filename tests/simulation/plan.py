@@ -139,9 +139,9 @@ def make_plan(seed: int) -> Plan:
         "reduction": random.choice(["sum", "sum", "sum", "mean"]),
         "threads": 1,
         **policy,
-        **random.choice(
-            [{}, {}, {"mode": "ascent"}, {"optimizer": "sgd", "lr": 0.5}, {"optimizer": "adam", "lr": 0.125}]
-        ),
+        **random.choices(
+            [{}, {"mode": "ascent"}, {"optimizer": "sgd", "lr": 0.5}, {"optimizer": "adam", "lr": 0.125}], [4, 2, 3, 1]
+        )[0],
     }
     return Plan(
         seed=seed,
@@ -155,7 +155,7 @@ def make_plan(seed: int) -> Plan:
         latency_s=random.choice([0.0003, 0.001, 0.004]),
         sync_s=random.choice([0.001, 0.005, 0.02]),
         pace_s=random.choice([0.003, 0.01, 0.02]),
-        work=random.choices([1, 16, 64], [1, 4, 4])[0],
+        work=random.choices([1, 16, 64], [1, 9, 9])[0],
         bad_chance=random.choice([0.0, 0.0, 0.02]),
         is_bytes=random.random() < 0.3,
         disk_seed=random.getrandbits(32),
@@ -166,7 +166,7 @@ def make_plan(seed: int) -> Plan:
 def _policy(random: Random, n_workers: int) -> dict[str, Any]:
     # Where every step waits for news a gradient costs twice the events.
     drawn: list[tuple[float, dict[str, Any]]] = [
-        (13, {"policy": "async"}),
+        (18, {"policy": "async"}),
         (1, {"policy": "async", "max_staleness": 3}),
         (1, {"policy": "async", "staleness_scaling": "sqrt", "max_staleness": 20}),
         (1, {"policy": "sync"}),

@@ -11,7 +11,7 @@ from typing import Any
 import zmq
 
 from distgrad.errors import MalformedMessage, WrongProtocol
-from distgrad.gradient_messages import parse_gradients, single_header
+from distgrad.gradient_messages import parse_gradients, single_headers
 from distgrad.sockets import OwnedSocket
 from distgrad.wire import MAX_HEADER_BYTES, Gradient, pack, unpack
 from distgrad_broker.events import BadRequestReceived, Envelope, Event, MessageRejected, Reply, RequestReceived
@@ -104,9 +104,9 @@ class GradientChannel:
         if gradients[0].slot is not None:
             self._slots.find(gradients[0])
         if self._keeps_frames:
-            is_alone = len(gradients) == 1
-            for gradient in gradients:
-                gradient.frame = first if is_alone else single_header(gradient)
+            frames = (first,) if len(gradients) == 1 else single_headers(gradients)
+            for gradient, own in zip(gradients, frames, strict=True):
+                gradient.frame = own
         return gradients
 
     @staticmethod

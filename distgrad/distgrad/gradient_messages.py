@@ -26,6 +26,10 @@ from distgrad.wire import (
 )
 
 
+# The key, and the type of its value: bytes, whose length follows in four.
+_PAYLOAD_KEY = b"\xa7payload\xc6"
+
+
 def parse_gradient(header: dict[str, Any], parts: Sequence[Any], size: int, user: str | None = None) -> Gradient:
     """Check a gradient's header and join it with its payload.
 
@@ -177,35 +181,46 @@ def _are_details(examples: Any, loss: Any, cursor: Any) -> bool:
     )
 
 
-def single_header(gradient: Gradient) -> bytes:
-    """Pack the header frame with which a gradient that came with others would have come alone, for a journal.
+def single_headers(gradients: Sequence[Gradient]) -> list[bytes]:
+    """Pack the header frames with which gradients of one message would have come alone, for a journal.
 
     Parameters
     ----------
-    gradient : Gradient
-        From `parse_gradients`, with its payload in the header.
+    gradients : sequence of Gradient
+        From `parse_gradients`, with their payloads in the header.
 
     Returns
     -------
-    bytes
-        The frame.
+    list of bytes
+        A frame for each.
     """
-    header = {
+    first = gradients[0]
+    common = {
         "v": PROTOCOL_VERSION,
         "kind": GRADIENT,
-        "worker": gradient.worker,
-        "session": gradient.session,
-        "attempt": gradient.attempt,
-        "number": gradient.number,
-        "base": gradient.base,
-        "fingerprint": gradient.fingerprint,
-        "encoding": gradient.encoding,
-        "examples": gradient.examples,
-        "loss": gradient.loss,
-        "cursor": gradient.cursor,
-        "payload": gradient.parts[0],
+        "worker": first.worker,
+        "session": first.session,
+        "attempt": first.attempt,
+        "base": first.base,
+        "fingerprint": first.fingerprint,
+        "encoding": first.encoding,
     }
-    return pack(header)
+    # A map's first byte counts its keys, which may come in any order.
+    packed = pack(common)[1:]
+    frames = []
+    for gradient in gradients:
+        own: dict[str, Any] = {"number": gradient.number}
+        if gradient.examples != 1:
+            own["examples"] = gradient.examples
+        if gradient.loss is not None:
+            own["loss"] = gradient.loss
+        if gradient.cursor is not None:
+            own["cursor"] = gradient.cursor
+        count = bytes((0x80 | (len(common) + len(own) + 1),))
+        payload = gradient.parts[0]
+        beginning = _PAYLOAD_KEY + len(payload).to_bytes(4, "big")
+        frames.append(b"".join((count, packed, pack(own)[1:], beginning, payload)))
+    return frames
 
 
 def stored_gradient(header: dict[str, Any], payload: Any) -> Gradient:

@@ -260,7 +260,7 @@ def field(header: Mapping[str, Any], name: str, kind: type, default: Any = ..., 
     default : object, optional
         Given back where the key is missing or nil; without one that is an error.
     low : float, optional
-        Smallest value allowed.
+        Smallest value allowed, for numbers.
 
     Returns
     -------
@@ -275,10 +275,10 @@ def field(header: Mapping[str, Any], name: str, kind: type, default: Any = ..., 
     value: Any = header.get(name)
     if value is None and default is not ...:
         return default
-    if not (type(value) is kind or (kind is float and type(value) is int)):
+    if type(value) is not kind and not (kind is float and type(value) is int):
         raise MalformedMessage(f"{name!r} must be {_TYPE_NAMES.get(kind, kind.__name__)}, got {value!r:.40}")
     # Not "value < low": a NaN must fail too.
-    if isinstance(value, int | float) and low is not None and not value >= low:
+    if low is not None and not value >= low:
         raise MalformedMessage(f"{name!r} must be at least {low}, got {value!r:.40}")
     if type(value) is int and value > INT64_MAX:
         raise MalformedMessage(f"{name!r} must fit in 63 bits, got {value!r:.40}")

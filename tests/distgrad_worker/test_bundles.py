@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from distgrad import Reader, wire
 from distgrad.errors import MalformedMessage
-from distgrad.gradient_messages import parse_gradients, single_header, stored_gradient
+from distgrad.gradient_messages import parse_gradients, single_headers, stored_gradient
 from distgrad.wire import INLINE_BYTES, MAX_HEADER_BYTES, MAX_TOGETHER, State
 from distgrad_broker import Broker
 from distgrad_worker import Worker
@@ -78,10 +78,12 @@ def test_small_gradients_do_share_a_message() -> None:
 def test_what_came_with_others_is_kept_as_if_it_had_come_alone() -> None:
     header = Header("w", 7, State("one", 0, 3))
     header.address("one:1", 1)
-    message = header.bundle(5, [{"loss": 0.5}, {}], [b"abcd", b"efgh"])
+    details = [{"loss": 0.5}, {}, {"examples": 3, "cursor": b"x", "loss": 1.0}, {"cursor": "y"}]
+    message = header.bundle(5, details, [b"abcd", b"efgh", b"ijkl", b"mnop"])
 
-    for gradient in taken_apart(message):
-        kept = stored_gradient(wire.unpack(single_header(gradient)), b"")
+    gradients = taken_apart(message)
+    for gradient, frame in zip(gradients, single_headers(gradients), strict=True):
+        kept = stored_gradient(wire.unpack(frame), b"")
         assert told(kept) == told(gradient)
         assert kept.is_inline
 

@@ -206,8 +206,9 @@ class BrokerProcess:
             frames = self._gradients.popleft()
             parts = frames[1:]
             gradients = gradient_messages.parse_gradients(wire.unpack(frames[0]), parts, sum(map(len, parts)))
-            for gradient in gradients:
-                gradient.frame = frames[0] if len(gradients) == 1 else gradient_messages.single_header(gradient)
+            headers = frames[:1] if len(gradients) == 1 else gradient_messages.single_headers(gradients)
+            for gradient, header in zip(gradients, headers, strict=True):
+                gradient.frame = header
                 member = members.get(gradient.worker)
                 before = 0 if member is None else member.accepted
                 self._handle(gradient, now)

@@ -77,16 +77,16 @@ def test_a_failing_seed_is_told_with_its_trace_and_the_incidents_it_needs(
             raise Violation("planted")
 
     monkeypatch.setattr(checks, "check_state", fail_after_a_restart)
-    _, failure = try_seed(3)
+    _, failure = try_seed(7)
     assert failure is not None
 
-    report(3, failure, lines=20)
-    without, _ = shrink(3, failure)
+    report(7, failure, lines=20)
+    without, _ = shrink(7, failure)
 
     told = capsys.readouterr().out
-    needed = [incident for incident in make_plan(3).incidents if incident.index not in without]
+    needed = [incident for incident in make_plan(7).incidents if incident.index not in without]
     assert len(needed) == 1
-    assert "seed 3 failed: Violation: planted" in told
+    assert "seed 7 failed: Violation: planted" in told
     assert f"it still fails with only these incidents: {needed[0].index}: {needed[0].kind}" in told
     assert "broker 2   begins at version" in told
 

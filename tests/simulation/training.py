@@ -55,6 +55,7 @@ class Training:
         self.must_leave = False
         self.quota = quota
         self._index = index
+        self._is_fixed = process.world.plan.is_fixed
         self._batch = 0
         self._base: State | None = None
         self._header: Header | None = None
@@ -128,8 +129,8 @@ class Training:
             self.process.end_well(is_complete=self._is_enough())
 
     def _is_enough(self) -> bool:
-        world, base, now = self.process.world, self._base, self.process.session.state
-        if world.plan.is_fixed:
+        if self._is_fixed:
+            world, base, now = self.process.world, self._base, self.process.session.state
             # What a former broker showed may have been taken back, and others would wait for whom that made leave.
             target = world.target
             if base is None or now is None or base.version < target:

@@ -254,7 +254,7 @@ class World(Clockwork):
 
     def disk_time(self, calls: Sequence[str]) -> float:
         """Give the seconds that some calls take."""
-        syncs = sum(name.startswith("sync") for name in calls)
+        syncs = calls.count("sync") + calls.count("sync_folder")
         seconds = self.plan.sync_s * syncs * (0.5 + self.random.random())
         return seconds + 0.2 * syncs if self.now < self.slow_disk_until else seconds
 

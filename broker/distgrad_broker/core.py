@@ -150,6 +150,11 @@ class Core:
         """Whether all live workers have said that they know what is settled."""
         return all(member.known >= member.settled for member in self.state.members.live())
 
+    @property
+    def ask_s(self) -> float:
+        """How often a worker asks where nobody waits, seconds."""
+        return settling.ask_s(self.state)
+
     def next_deadline(self) -> float | None:
         """Tell when the core wants to be called even if nothing happens.
 

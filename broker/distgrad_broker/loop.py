@@ -28,6 +28,7 @@ from distgrad.durable.disk_events import CheckpointEnded, DiskTroubled, RecordsW
 from distgrad.durable.records import Record
 from distgrad.log import RateLimiter
 from distgrad.malloc import give_back
+from distgrad.wire import ASK_S
 from distgrad_broker.authenticator import Authenticator
 from distgrad_broker.channels import ControlChannel, GradientChannel
 from distgrad_broker.core import Core
@@ -61,8 +62,8 @@ MANY_FRAMES, GIVE_BACK_AFTER_S = 16, 1.0
 INTAKE_TIMEOUT_S = 2.0
 # and gives what is queued this long to be applied.
 CLOSE_TIMEOUT_S = 30.0
-# Then workers ask what became of it (one that waits does so every 50 ms, others every 0.2 s). Who does not hear of it
-# would send what was applied here to the next broker.
+# Then workers ask what became of it (one that waits does so every 50 ms, others every 0.2 s, and this is longer where
+# they ask more rarely). Who does not hear of it would send what was applied here to the next broker.
 FAREWELL_S = 0.5
 
 
@@ -205,7 +206,7 @@ class Loop:
             if self._is_closing and self._core.is_drained:
                 if self._core.is_known:
                     return
-                self._ends_at = min(self._ends_at, now + FAREWELL_S)
+                self._ends_at = min(self._ends_at, now + FAREWELL_S * self._core.ask_s / ASK_S)
 
     def close(self) -> None:
         """Close the pipe that wakes the loop; `post` does nothing from then on. Idempotent."""

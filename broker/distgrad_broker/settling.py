@@ -14,7 +14,7 @@ from typing import Any
 
 from distgrad.durable.replay import OUTCOMES
 from distgrad.errors import GradientRefused
-from distgrad.wire import Gradient
+from distgrad.wire import ASK_S, Gradient
 from distgrad_broker.members import Member
 from distgrad_broker.state import CoreState
 from distgrad_broker.waiting import Waiter
@@ -22,6 +22,8 @@ from distgrad_broker.waiting import Waiter
 # A header holds 64 KiB, and a leaf's path may be long: this many refusals are told at a time, each cut to this length.
 REFUSALS_A_REPLY = 16
 MAX_REFUSAL_CHARACTERS = 400
+# Heartbeats of all workers together: one takes a tenth of a millisecond, and as much beside a push.
+ASKS_A_SECOND = 500
 # What peers sum up must still fit in a header's integers.
 MAX_COUNT = 2**63 - 1
 
@@ -223,11 +225,29 @@ class HeartbeatWait:
         self.left_bytes = left_bytes
 
 
-def heartbeat_fields(member: Member) -> dict[str, Any]:
+def ask_s(state: CoreState) -> float:
+    """Tell how often a worker is to ask where nobody waits: many workers together no more than a broker has time for.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+
+    Returns
+    -------
+    float
+        Seconds.
+    """
+    return max(ASK_S, len(state.members.live_ids) / ASKS_A_SECOND)
+
+
+def heartbeat_fields(state: CoreState, member: Member) -> dict[str, Any]:
     """Build the keys of a heartbeat's reply.
 
     Parameters
     ----------
+    state : CoreState
+        The core's memory.
     member : Member
         Who asked.
 
@@ -238,7 +258,9 @@ def heartbeat_fields(member: Member) -> dict[str, Any]:
     """
     # What is told as settled is forgotten here, so no further than to where the refusals are told as well.
     untold = member.refusals[REFUSALS_A_REPLY][0] if len(member.refusals) > REFUSALS_A_REPLY else 0
-    slots = {"slots": list(member.slots)} if member.slots else {}
+    rare: dict[str, Any] = {"slots": list(member.slots)} if member.slots else {}
+    if (pause_s := ask_s(state)) > ASK_S:
+        rare["ask_s"] = pause_s
     return {
         "accepted": member.accepted,
         "settled": untold - 1 if untold else member.settled,
@@ -250,7 +272,7 @@ def heartbeat_fields(member: Member) -> dict[str, Any]:
         "grant": member.promised,
         "grant_seq": member.grant_seq,
         "refused": [list(refusal) for refusal in islice(member.refusals, REFUSALS_A_REPLY)],
-        **slots,
+        **rare,
     }
 
 
@@ -267,7 +289,7 @@ def answer_heartbeat(state: CoreState, member: Member) -> None:
     waiter: Waiter | None = member.waiting
     if waiter is not None:
         member.waiting = None
-        state.answer(waiter, heartbeat_fields(member))
+        state.answer(waiter, heartbeat_fields(state, member))
 
 
 def ask_for_early(state: CoreState) -> None:

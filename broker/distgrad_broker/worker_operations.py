@@ -191,7 +191,7 @@ def heartbeat(state: CoreState, request: RequestReceived, waiter: Waiter, now: f
         or (until and member.settled >= until)
     )
     if is_news or wait_s <= 0:
-        state.answer(waiter, settling.heartbeat_fields(member))
+        state.answer(waiter, settling.heartbeat_fields(state, member))
         return
     waiter.deadline = now + wait_s
     waiter.data = settling.HeartbeatWait(until or 2**63, max(1, member.committed // 4))

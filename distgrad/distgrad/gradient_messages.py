@@ -25,7 +25,6 @@ from distgrad.wire import (
     parse_state,
 )
 
-
 # The key, and the type of its value: bytes, whose length follows in four.
 _PAYLOAD_KEY = b"\xa7payload\xc6"
 

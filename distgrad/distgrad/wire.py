@@ -30,6 +30,9 @@ RANGE_PARTS = 16
 # A gradient's header, its bookkeeping and ZeroMQ's frames cost about this much even for an empty payload.
 MIN_CHARGE_BYTES = 1024
 
+# So often a worker asks what became of its gradients where nobody waits for that; a broker of many names a longer time.
+ASK_S = 0.2
+
 # A payload of one part up to here travels in the header.
 INLINE_BYTES = 16 * 1024
 # So many gradients travel in one message at most.
@@ -278,7 +281,7 @@ def field(header: Mapping[str, Any], name: str, kind: type, default: Any = ..., 
     if type(value) is not kind and not (kind is float and type(value) is int):
         raise MalformedMessage(f"{name!r} must be {_TYPE_NAMES.get(kind, kind.__name__)}, got {value!r:.40}")
     # Not "value < low": a NaN must fail too.
-    if low is not None and not value >= low:
+    if low is not None and not value >= low:  # type: ignore[operator]  # a number, as only those have a lowest value
         raise MalformedMessage(f"{name!r} must be at least {low}, got {value!r:.40}")
     if type(value) is int and value > INT64_MAX:
         raise MalformedMessage(f"{name!r} must fit in 63 bits, got {value!r:.40}")

@@ -48,6 +48,7 @@ class ScriptedCore:
         self.work = 0
         self.deadline: float | None = None
         self.is_known = True
+        self.ask_s = 0.2
         self._answer = answer
 
     @property
@@ -238,8 +239,11 @@ def test_a_shutdown_reads_what_has_arrived_applies_it_and_is_heard_once() -> Non
     assert kinds.count(Gradient) == kinds.count(WorkDue)
 
 
-def test_a_shutdown_lets_workers_hear_of_the_last_of_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "FAREWELL_S", 60.0)
+@pytest.mark.parametrize(("farewell_s", "ask_s"), [(60.0, 0.2), (0.01, 1_200.0)])
+def test_a_shutdown_lets_workers_hear_of_the_last_of_their_gradients(
+    monkeypatch: pytest.MonkeyPatch, farewell_s: float, ask_s: float
+) -> None:
+    monkeypatch.setattr(loop, "FAREWELL_S", farewell_s)
 
     def answer(event: Any) -> Sequence[Effect]:
         if type(event) is RequestReceived:
@@ -248,7 +252,7 @@ def test_a_shutdown_lets_workers_hear_of_the_last_of_their_gradients(monkeypatch
         return ()
 
     core = ScriptedCore(answer)
-    core.is_known = False
+    core.is_known, core.ask_s = False, ask_s
     with Running(core) as made:
         made.loop.post(ShutdownAsked())
         assert type(made.core.seen.get(timeout=20)) is ShutdownAsked

@@ -53,6 +53,17 @@ def test_hello_tells_all_that_a_worker_needs() -> None:
     assert Layout.from_frame(reply.frames[0]) == LAYOUT
 
 
+@pytest.mark.parametrize(("n_workers", "told_s"), [(100, None), (101, 0.202), (250, 0.5)])
+def test_the_more_workers_there_are_the_more_rarely_each_is_to_ask(n_workers: int, told_s: float | None) -> None:
+    kit = Kit(queue_bytes=1000 * ONE)
+    for number in range(n_workers):
+        kit.hello(f"w{number}")
+
+    assert kit.beat("w0").get("ask_s") == told_s
+    kit.ask("leave", worker="w1", session=kit.sessions["w1"])
+    assert kit.beat("w0").get("ask_s", 0.2) == kit.core.ask_s == pytest.approx(max(0.2, (n_workers - 1) / 500))
+
+
 def test_hello_without_parameters_has_no_layout_frame() -> None:
     assert list(Kit(None).reply("hello", worker="w", nonce=N).frames) == []
 

@@ -78,7 +78,7 @@ def test_small_gradients_do_share_a_message() -> None:
 def test_what_came_with_others_is_kept_as_if_it_had_come_alone() -> None:
     header = Header("w", 7, State("one", 0, 3))
     header.address("one:1", 1)
-    details = [{"loss": 0.5}, {}, {"examples": 3, "cursor": b"x", "loss": 1.0}, {"cursor": "y"}]
+    details: list[dict[str, Any]] = [{"loss": 0.5}, {}, {"examples": 3, "cursor": b"x", "loss": 1.0}, {"cursor": "y"}]
     message = header.bundle(5, details, [b"abcd", b"efgh", b"ijkl", b"mnop"])
 
     gradients = taken_apart(message)

@@ -317,3 +317,12 @@ def test_a_layout_that_was_replaced_is_not_used_until_hello_brings_the_new_one()
     assert (shell.session.phase, shell.session.layout) == (GREETING, None)
     shell.hello(layout=OTHER)
     assert shell.session.layout == OTHER
+
+
+@pytest.mark.parametrize(("keys", "ask_s"), [({}, 0.2), ({"ask_s": 0.5}, 0.5), ({"ask_s": 60.0}, 7.5)])
+def test_it_asks_as_often_as_the_broker_says_and_four_times_in_a_lease(keys: dict[str, float], ask_s: float) -> None:
+    shell = Shell()
+    shell.beat(ask_s=3.0)
+    shell.beat(**keys)
+
+    assert shell.session.ask_s == ask_s

@@ -120,6 +120,9 @@ def make_plan(seed: int) -> Plan:
     queue_bytes = random.choices([2_048, 8_192, 40_000, 200_000], [1, 2, 12, 65])[0]
     if policy["policy"] in ("sync", "buffered"):
         queue_bytes = max(queue_bytes, 1_024 * (n_workers + 3))
+    rules: list[dict[str, Any]] = [
+        {}, {"mode": "ascent"}, {"optimizer": "sgd", "lr": 0.5}, {"optimizer": "adam", "lr": 0.125}
+    ]  # fmt: skip
     durability = random.choice(["journal", "journal", "journal", "checkpoint"])
     sync_every = random.choices(["0", "0.005", "0.03", "2KiB"], [8, 6, 5, 1])[0]
     if sync_every == "2KiB":
@@ -139,9 +142,7 @@ def make_plan(seed: int) -> Plan:
         "reduction": random.choice(["sum", "sum", "sum", "mean"]),
         "threads": 1,
         **policy,
-        **random.choices(
-            [{}, {"mode": "ascent"}, {"optimizer": "sgd", "lr": 0.5}, {"optimizer": "adam", "lr": 0.125}], [4, 2, 3, 1]
-        )[0],
+        **random.choices(rules, [4, 2, 3, 1])[0],
     }
     return Plan(
         seed=seed,

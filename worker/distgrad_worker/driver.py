@@ -29,9 +29,6 @@ FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 5.0
 # With nothing on the way, a sign of life this often, or four in the length of a lease.
 IDLE_S = 1.0
-# While gradients are pushed this often the thread asks what became of them, if pulls have not told; at once where
-# somebody waits for that. Asking costs each side a thread's wake-up, beside a push that wants the same processor.
-ASK_S = 0.2
 # What waits for others of its kind is sent after this long, or twice this at most.
 TAIL_S = 0.02
 # ZeroMQ does not try again after a refused handshake; a revoked or late key may be let in later.
@@ -133,7 +130,8 @@ class Driver:
         now = time.monotonic()
         patience_s = TAIL_S
         if not self._pace.may_wait(self._session.window, payload_bytes, now):
-            patience_s = ASK_S
+            # Asking costs each side a thread's wake-up, beside a push that wants the same processor.
+            patience_s = self._session.ask_s
             self.send_due()
         if self._asked is not None:
             return
@@ -314,8 +312,6 @@ class Driver:
             self._asked = None
             self._retry_s = FIRST_RETRY_S
             self.last_answer = now
-            self._next_beat = now + min(IDLE_S, session.lease_s / 4)
-            self._look_at = now + ASK_S
             if not header.get("ok"):
                 code = str(header.get("error"))
                 session.on_error(from_code(code, str(header.get("message"))), code)
@@ -326,6 +322,8 @@ class Driver:
                 session.on_hello(header, frames[1] if len(frames) > 1 else None, now)
             elif session.phase != GREETING:
                 session.on_heartbeat(header, now)
+            self._look_at = now + session.ask_s
+            self._next_beat = now + min(max(IDLE_S, session.ask_s), session.lease_s / 4)
             if session.must_reopen:
                 self._open_push()
                 session.reopened()

@@ -18,7 +18,7 @@ from typing import Any
 
 from distgrad.errors import DistgradError, Fenced, Forbidden, GradientRefused, HistoryLost, LayoutError
 from distgrad.layout import Layout
-from distgrad.wire import State, charge
+from distgrad.wire import ASK_S, State, charge
 from distgrad_worker.headers import Header
 from distgrad_worker.losses import Progress, cost_of_restart, settles_on_disk
 from distgrad_worker.window import Entry, Window
@@ -52,6 +52,8 @@ class Session:
         self.cursor: bytes | str | None = None
         self.gradients = ""
         self.lease_s = 30.0
+        # How often to ask where nobody waits.
+        self.ask_s = ASK_S
         self.is_running = True
         self.superseded = 0
         # The broker's host, and the slots of shared memory that it knows.
@@ -367,6 +369,7 @@ class Session:
         self.grant, self.grant_seq = int(header["grant"]), int(header["grant_seq"])
         self.state = State(header["incarnation"], header["generation"], header["version"])
         self.is_running = bool(header["running"])
+        self.ask_s = min(float(header.get("ask_s", ASK_S)), self.lease_s / 4)
 
     def _end(self, error: DistgradError) -> None:
         self.ended = self.ended or error

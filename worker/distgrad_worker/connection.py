@@ -187,7 +187,9 @@ class Connection:
         if self.puller.incarnation != known:
             with self.lock:
                 if not has_heard():
-                    self.driver.ask_now()
+                    # Its first question is on its way, to whom the pull has met.
+                    if known is not None:
+                        self.driver.ask_now()
                     # Not for ever: the broker that the pull has met may be gone again.
                     with suppress(TimeoutError):
                         self.wait(has_heard, min(timeout, self._timeout))

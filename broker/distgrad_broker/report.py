@@ -86,13 +86,13 @@ def lost(state: CoreState) -> int:
     int
         How many.
     """
-    lost = -len(state.queue) - len(state.held) - len(state.unsettled)
+    missing = -len(state.queue) - len(state.held) - len(state.unsettled)
     for member in state.members:
-        lost += member.accepted - member.settled
+        missing += member.accepted - member.settled
         if member.ahead:
             # After a restart what was decided ahead may be numbers that are yet to be accepted again.
-            lost -= sum(number <= member.accepted for number in member.ahead)
-    return lost
+            missing -= sum(number <= member.accepted for number in member.ahead)
+    return missing
 
 
 def _trimmed(classes: list[int]) -> list[int]:

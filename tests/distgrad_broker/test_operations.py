@@ -60,6 +60,9 @@ def test_the_more_workers_there_are_the_more_rarely_each_is_to_ask(n_workers: in
         kit.hello(f"w{number}")
 
     assert kit.beat("w0").get("ask_s") == told_s
+    kit.state.members.lease_s = 0.1
+    assert kit.core.ask_s == 0.2
+    kit.state.members.lease_s = 30.0
     kit.ask("leave", worker="w1", session=kit.sessions["w1"])
     assert kit.beat("w0").get("ask_s", 0.2) == kit.core.ask_s == pytest.approx(max(0.2, (n_workers - 1) / 500))
 

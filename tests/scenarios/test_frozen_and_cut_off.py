@@ -28,7 +28,7 @@ ONES = {"w": np.ones(FLOATS, np.float32)}
 PUSHER = f"""
 import sys
 import numpy as np
-from distgrad_worker import Worker, driver
+from distgrad_worker import Worker
 
 control, gradients, name, count = sys.argv[1], sys.argv[2] or None, sys.argv[3], int(sys.argv[4])
 with Worker(control, worker_id=name, gradients=gradients, timeout=60) as worker:

@@ -57,8 +57,10 @@ class _Broker:
 
     def stop(self) -> None:
         """End the broker: what is queued is applied, and a last checkpoint is written."""
-        self._broker.close()
-        shutil.rmtree(self._folder)
+        try:
+            self._broker.close()
+        finally:
+            shutil.rmtree(self._folder)
 
 
 class _Worker:

@@ -117,7 +117,7 @@ def make_plan(seed: int) -> Plan:
     n_workers = random.choice([3, 3, 3, 3, 3, 4, 5])
     policy = _policy(random, n_workers)
     # Small windows and queues take a request or two for each gradient, so there are few of them: one costs two others.
-    queue_bytes = random.choices([2_048, 8_192, 40_000, 200_000], [1, 2, 12, 65])[0]
+    queue_bytes = random.choices([2_048, 8_192, 40_000, 200_000], [1, 2, 6, 71])[0]
     if policy["policy"] in ("sync", "buffered"):
         queue_bytes = max(queue_bytes, 1_024 * (n_workers + 3))
     rules: list[dict[str, Any]] = [
@@ -142,21 +142,21 @@ def make_plan(seed: int) -> Plan:
         "reduction": random.choice(["sum", "sum", "sum", "mean"]),
         "threads": 1,
         **policy,
-        **random.choices(rules, [4, 2, 3, 1])[0],
+        **random.choices(rules, [8, 4, 6, 1])[0],
     }
     return Plan(
         seed=seed,
         broker=broker,
         n_workers=n_workers,
         quota=-(-GRADIENTS // n_workers),
-        window_bytes=random.choices([None, 1, 3_000], [58, 1, 1])[0],
+        window_bytes=random.choices([None, 1, 3_000], [78, 1, 1])[0],
         pull_chance=random.choice([1.0, 0.9, 0.6] if policy["policy"] in ("sync", "bounded") else [0.02, 0.05, 0.2]),
-        compute_s=random.choice([0.0, 0.002, 0.01]),
-        burst=random.choices([1, 4, 8, 16], [1, 2, 2, 2])[0],
+        compute_s=random.choices([0.0, 0.002, 0.01], [2, 2, 1])[0],
+        burst=random.choices([1, 4, 8, 16], [1, 3, 3, 3])[0],
         latency_s=random.choice([0.0003, 0.001, 0.004]),
         sync_s=random.choice([0.001, 0.005, 0.02]),
         pace_s=random.choice([0.003, 0.01, 0.02]),
-        work=random.choices([1, 16, 64], [1, 9, 9])[0],
+        work=random.choices([1, 16, 64], [1, 14, 14])[0],
         bad_chance=random.choice([0.0, 0.0, 0.02]),
         is_bytes=random.random() < 0.3,
         disk_seed=random.getrandbits(32),
@@ -167,7 +167,7 @@ def make_plan(seed: int) -> Plan:
 def _policy(random: Random, n_workers: int) -> dict[str, Any]:
     # Where every step waits for news a gradient costs twice the events.
     drawn: list[tuple[float, dict[str, Any]]] = [
-        (18, {"policy": "async"}),
+        (22, {"policy": "async"}),
         (1, {"policy": "async", "max_staleness": 3}),
         (1, {"policy": "async", "staleness_scaling": "sqrt", "max_staleness": 20}),
         (1, {"policy": "sync"}),

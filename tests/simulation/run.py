@@ -22,7 +22,7 @@ from simulation.world import World, make_world, run_world
 # Lines of a trace that are shown.
 MAX_LINES = 120
 # Seeds that a process runs before another takes over.
-CHUNK = 100
+CHUNK = 200
 
 
 class Failure:

@@ -139,9 +139,13 @@ class Watch:
         if holder.version != reference.version:
             raise Violation(f"version {holder.version} after {reference.version} updates")
         arenas = [] if holder.storage is None else holder.storage.arenas
-        if not same(arenas, reference.arenas, is_exact=self._is_exact):
-            raise Violation(f"parameters {arenas}, not {reference.arenas}")
         bits = [arena.tobytes() for arena in arenas]
+        if self._is_exact:
+            is_same = bits == [arena.tobytes() for arena in reference.arenas]
+        else:
+            is_same = same(arenas, reference.arenas, is_exact=False)
+        if not is_same:
+            raise Violation(f"parameters {arenas}, not {reference.arenas}")
         for arrays in holder.state.values():
             bits += [array.tobytes() for array in arrays]
         self.bits[reference.generation, reference.version] = bits

@@ -83,7 +83,8 @@ def segments(disk: Disk, folder: str) -> list[Segment]:
         If the folder cannot be read.
     """
     found = [match for match in map(_NAME.fullmatch, disk.list(folder)) if match]
-    ordered = sorted((int(match[1]), int(match[2] or 0), os.path.join(folder, match[0])) for match in found)
+    beginning = os.path.join(folder, "")
+    ordered = sorted((int(match[1]), int(match[2] or 0), beginning + match[0]) for match in found)
     return [Segment(path, first, disk.size(path), attempt) for first, attempt, path in ordered]
 
 

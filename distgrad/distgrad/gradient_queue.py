@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from threading import Condition
+from threading import Condition, RLock
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from . import nests
 from .arrays import as_array, carried_dtype
-from .errors import AlreadyRunning, ConfigError, LayoutError, QueueFull, StateError
+from .errors import AlreadyRunning, LayoutError, QueueFull, StateError
 from .layout import Layout
 from .nests import Nest
-from .wire import MAX_CURSOR_BYTES
 
 
 class QueuedGradient(NamedTuple):
@@ -89,7 +88,9 @@ class GradientQueue:
         self._check = check
         self._step = step
         self._joining = 0  # callers that wait for all to be taken
-        self._changed = Condition()  # guards and announces everything here
+        # Taken as itself, not as the condition: Ctrl-C in a condition's methods, which are Python, leaves it taken.
+        self._lock = RLock()
+        self._changed = Condition(self._lock)  # announces everything here
         self._waiting: deque[QueuedGradient] = deque()
         self._taken: list[QueuedGradient] = []
         self._added = 0
@@ -101,7 +102,7 @@ class GradientQueue:
     @property
     def decided(self) -> int:
         """Highest number up to which all gradients were applied, refused or cleared."""
-        with self._changed:
+        with self._lock:
             oldest = (self._taken or self._waiting or (None,))[0]
             return self._added if oldest is None else oldest.number - 1
 
@@ -115,7 +116,7 @@ class GradientQueue:
         added : int
             Number of the last gradient.
         """
-        with self._changed:
+        with self._lock:
             self._waiting.extend(gradients)
             self._added = added
 
@@ -154,7 +155,7 @@ class GradientQueue:
             If there is no room in time, or at once if nobody makes room.
         """
         deadline = _deadline(timeout)
-        with self._changed:
+        with self._lock:
             while (full := self._what_fills_it()) is not None:
                 # The disk goes on by itself, also while nothing is applied.
                 goes_on = self.running or len(self._waiting) < self._bound
@@ -186,7 +187,7 @@ class GradientQueue:
         list of QueuedGradient
             The first of the queue; empty if the taker should end.
         """
-        with self._changed:
+        with self._lock:
             self._taken = []
             self._changed.notify_all()
             while True:
@@ -209,7 +210,7 @@ class GradientQueue:
         gradients : list of QueuedGradient
             What `take` gave last.
         """
-        with self._changed:
+        with self._lock:
             self._waiting.extendleft(reversed(gradients))
 
     def clear(self) -> int:
@@ -220,7 +221,7 @@ class GradientQueue:
         int
             How many gradients that were.
         """
-        with self._changed:
+        with self._lock:
             if self.recorder is not None:
                 self.recorder.cleared(self._waiting)
             dropped = len(self._waiting)
@@ -244,7 +245,7 @@ class GradientQueue:
             If there is no taker.
         """
         deadline = _deadline(timeout)
-        with self._changed:
+        with self._lock:
             last = self._added
             self._joining += 1
             self._changed.notify_all()
@@ -271,7 +272,7 @@ class GradientQueue:
         AlreadyRunning
             If there is one.
         """
-        with self._changed:
+        with self._lock:
             if self.running:
                 raise AlreadyRunning("the updater runs already")
             self.running, self._stop_after = True, None
@@ -284,20 +285,20 @@ class GradientQueue:
         drain : bool
             Let it first take what waits now. A later call without this hurries it.
         """
-        with self._changed:
+        with self._lock:
             if self._stop_after is None or not drain:
                 self._stop_after = self._added if drain else 0
             self._changed.notify_all()
 
     def ended(self) -> None:
         """Announce that there is no taker any more."""
-        with self._changed:
+        with self._lock:
             self.running, self._taken = False, []
             self._changed.notify_all()
 
     def wake(self) -> None:
         """Make everybody who waits look again."""
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     def _what_fills_it(self) -> str | None:
@@ -335,29 +336,6 @@ def copied(gradients: Nest) -> Nest:
             raise LayoutError(f"gradient of {name!r} has dtype {array.dtype}", leaf=name)
         copies.append(None if array is None else np.array(array))
     return nests.build(structure, copies, gradients)
-
-
-def checked_cursor(cursor: object) -> bytes | str | None:
-    """Check a cursor as `add_gradients` was given it.
-
-    Parameters
-    ----------
-    cursor : bytes, str or None
-        Where its giver stands.
-
-    Returns
-    -------
-    bytes, str or None
-        The same.
-
-    Raises
-    ------
-    ConfigError
-        If it is of another type, or longer than one may be.
-    """
-    if cursor is None or (isinstance(cursor, bytes | str) and len(cursor) <= MAX_CURSOR_BYTES):
-        return cursor
-    raise ConfigError(f"cursor must be bytes or str of at most {MAX_CURSOR_BYTES}, got {cursor!r:.80}")
 
 
 def _deadline(timeout: float | None) -> float | None:

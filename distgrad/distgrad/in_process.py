@@ -10,7 +10,7 @@ from typing import Any, Self
 from .call_guard import CallGuard
 from .errors import CheckpointError, ConfigError, GradientRefused, NoParameters, UpdaterFailed
 from .fair_lock import FairLock
-from .gradient_queue import GradientQueue, QueuedGradient, checked_cursor, copied
+from .gradient_queue import GradientQueue, QueuedGradient, copied
 from .holder import ParameterHolder
 from .layout import Layout
 from .local_keeper import LocalKeeper
@@ -21,6 +21,7 @@ from .queued_updates import apply_together, step_size
 from .reports import Reports, UpdaterHandle
 from .rules import Rule
 from .updater import Updater
+from .wire import checked_cursor
 
 
 class DistributedGradients:
@@ -213,7 +214,8 @@ class DistributedGradients:
             If paths, shapes or dtypes do not fit the parameters.
         """
         self._guard.begin()
-        cursor = checked_cursor(cursor)
+        if cursor is not None:
+            checked_cursor(cursor)
         layout = self._holder.layout
         content = copied(gradients) if layout is None else layout.pack_gradient(gradients)
         return self._queue.put(layout, content, block=block, timeout=timeout, cursor=cursor)

@@ -63,7 +63,7 @@ class LocalKeeper:
         self,
         path: str | os.PathLike[str],
         holder: ParameterHolder,
-        turn: AbstractContextManager[None],
+        turn: AbstractContextManager[object],
         policy: Policy | None,
         weighing: Weighing,
         reports: Reports,

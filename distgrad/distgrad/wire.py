@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from distgrad.errors import MalformedMessage, WrongProtocol
+from distgrad.errors import ConfigError, MalformedMessage, WrongProtocol
 
 PROTOCOL_VERSION = 1
 MAX_HEADER_BYTES = 64 * 1024
@@ -153,6 +153,34 @@ def charge(payload_bytes: int) -> int:
         Bytes charged: the payload's, and at least `MIN_CHARGE_BYTES`.
     """
     return payload_bytes if payload_bytes > MIN_CHARGE_BYTES else MIN_CHARGE_BYTES
+
+
+def checked_cursor(cursor: object) -> bytes | str:
+    """Check a cursor as a program gave it.
+
+    Parameters
+    ----------
+    cursor : bytes or str
+        Where its giver stands in its data.
+
+    Returns
+    -------
+    bytes or str
+        The same.
+
+    Raises
+    ------
+    ConfigError
+        If it is of another type, longer than one may be, or text that is not Unicode (names of files may be such).
+    """
+    if isinstance(cursor, str):
+        try:
+            cursor.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"cursor must be text that UTF-8 can hold, got {cursor!r:.80}; os.fsencode it") from error
+    if isinstance(cursor, bytes | str) and len(cursor) <= MAX_CURSOR_BYTES:
+        return cursor
+    raise ConfigError(f"cursor must be bytes or str of at most {MAX_CURSOR_BYTES}, got {cursor!r:.80}")
 
 
 def pack(header: Mapping[str, Any] | Sequence[Any]) -> bytes:

@@ -1,42 +1,68 @@
-"""The fair lock: who has waited longest is next."""
+"""The fair lock: who has waited longest is next, and Ctrl-C does no harm."""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from typing import Any
 
 import pytest
 
 from distgrad.fair_lock import FairLock
 from support.gates import Running
+from support.interrupts import interrupt_often
 
 
-class Line(deque[Any]):
-    """A waiting line that tells when somebody joins it."""
+class Watched(FairLock):  # type: ignore[misc]
+    """A fair lock that tells when somebody asks for it."""
 
     def __init__(self) -> None:
+        self.asked = threading.Semaphore(0)
         super().__init__()
-        self.joined = threading.Semaphore(0)
 
-    def append(self, item: Any) -> None:
-        super().append(item)
-        self.joined.release()
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "_last":
+            self.asked.release()
+
+
+class Interrupted(FairLock):  # type: ignore[misc]
+    """A fair lock whose wait is interrupted, before or after it has come to an end."""
+
+    def __init__(self, *, has_it: bool) -> None:
+        super().__init__()
+        self.has_it: bool | None = has_it
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        has_it, self.has_it = self.has_it, None
+        if has_it is not False:
+            super().acquire(blocking, timeout)
+        if has_it is not None:
+            raise KeyboardInterrupt
+        return True
+
+
+def is_free(lock: FairLock) -> bool:
+    def take() -> bool:
+        with lock:
+            return True
+
+    return bool(Running(take).result())
 
 
 def test_it_is_had_in_the_order_of_asking_even_if_the_holder_wants_it_again() -> None:
-    lock, line, order = FairLock(), Line(), []
-    lock._waiting = line
+    lock, order = Watched(), []
 
     def take(name: str) -> None:
         with lock:
             order.append(name)
 
     with lock:
+        while lock.asked.acquire(blocking=False):
+            pass  # what it began with, and this thread's own
         waiting = []
         for name in "abc":
             waiting.append(Running(lambda name=name: take(name)))  # type: ignore[misc]
-            assert line.joined.acquire(timeout=20)
+            assert lock.asked.acquire(timeout=20)
     take("again")
     for thread in waiting:
         thread.result()
@@ -50,38 +76,34 @@ def test_an_error_inside_releases_it() -> None:
     with pytest.raises(KeyError), lock:
         raise KeyError
 
-    with lock:
-        pass
+    assert is_free(lock)
 
 
-@pytest.mark.parametrize("handed_over", [False, True])
-def test_a_wait_that_is_interrupted_leaves_the_line_or_passes_its_turn_on(
-    handed_over: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ctrl-C in a wait must leave a lock that others can have."""
+@pytest.mark.parametrize("has_it", [False, True])
+def test_a_wait_that_is_interrupted_leaves_a_lock_that_others_can_have(has_it: bool) -> None:
+    lock = Interrupted(has_it=has_it)
 
-    class Interrupted:
-        def __init__(self) -> None:
-            self.calls = 0
-
-        def acquire(self) -> None:
-            self.calls += 1
-            if self.calls == 2:
-                if handed_over:
-                    lock.__exit__(None, None, None)
-                raise KeyboardInterrupt
-
-        def release(self) -> None:
-            pass
-
-    lock = FairLock()
-    lock.__enter__()
-    monkeypatch.setattr("distgrad.fair_lock.Lock", Interrupted)
     with pytest.raises(KeyboardInterrupt), lock:
         pytest.fail("it was had")
-    monkeypatch.undo()
-    if not handed_over:
-        lock.__exit__(None, None, None)
 
-    with lock:
-        assert not lock._waiting
+    assert is_free(lock)
+
+
+def test_whenever_it_is_interrupted_others_can_have_it() -> None:
+    lock, is_over = FairLock(), threading.Event()
+
+    def contend() -> None:
+        while not is_over.is_set():
+            with lock:
+                pass
+
+    def use() -> None:
+        with lock:
+            pass
+
+    other = Running(contend)
+    try:
+        interrupt_often(use, times=300, after=lambda: is_free(lock))
+    finally:
+        is_over.set()
+        other.result()

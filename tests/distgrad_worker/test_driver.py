@@ -14,7 +14,7 @@ import pytest
 import zmq
 
 from distgrad import addresses, gradient_messages, wire
-from distgrad.errors import BrokerUnreachable, ControlError, DeliveryFailed, DistgradError
+from distgrad.errors import BrokerUnreachable, ControlError, DeliveryFailed, DistgradError, Fenced
 from distgrad.layout import Layout
 from distgrad_worker import asking
 from distgrad_worker.driver import Driver
@@ -32,8 +32,9 @@ class Shell:
 
     def __init__(self, address: str, gradients: str | None = None) -> None:
         self.session = Session("w", b"0123456789abcdef", generated=False, window_bytes=None)
-        self.lock = threading.Condition()
-        self.driver = Driver(self.session, self.lock, addresses.parse(address, 5556), None, gradients)
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
+        self.driver = Driver(self.session, self.changed, self.lock, addresses.parse(address, 5556), None, gradients)
 
     def wait_until(self, is_so: Callable[[], object]) -> None:
         deadline = time.monotonic() + 20
@@ -41,7 +42,7 @@ class Shell:
             while not is_so():
                 assert self.driver.failure is None, self.driver.failure
                 assert time.monotonic() < deadline, "it does not come to pass"
-                self.lock.wait(0.05)
+                self.changed.wait(0.05)
 
     def wait_until_open(self) -> None:
         self.wait_until(lambda: self.session.phase == OPEN)
@@ -246,10 +247,21 @@ def test_a_bug_in_the_thread_is_kept_for_whoever_uses_the_worker(monkeypatch: py
     shell = Shell(f"127.0.0.1:{free_port()}")
     shell.driver.start()
     with shell.lock:
-        assert shell.lock.wait_for(lambda: shell.driver.failure is not None, 20)
+        assert shell.changed.wait_for(lambda: shell.driver.failure is not None, 20)
     shell.driver.close(leaves=False, timeout_s=0.1)
 
     assert isinstance(shell.driver.failure, ZeroDivisionError)
+
+
+def test_whose_session_has_ended_sleeps() -> None:
+    """Regression: it looked at the clock without end, which had stopped being set."""
+    shell = Shell(f"127.0.0.1:{free_port()}")
+    shell.session.on_error(Fenced("fenced", "another process"), "fenced")
+
+    assert shell.driver._timeout_s(time.monotonic() + 3600) > 1
+
+    shell.driver.start()
+    shell.driver.close(leaves=False, timeout_s=0.1)
 
 
 def test_a_fence_ends_the_session_and_nothing_more_is_asked() -> None:

@@ -319,6 +319,22 @@ def test_a_layout_that_was_replaced_is_not_used_until_hello_brings_the_new_one()
     assert shell.session.layout == OTHER
 
 
+def test_a_layout_that_a_pull_has_brought_is_asked_for_and_an_older_one_is_not() -> None:
+    """Regression: what was computed on it was refused until a heartbeat told of it."""
+    shell = Shell()
+    session = shell.session
+    assert session.state is not None
+    newer = session.state._replace(generation=session.state.generation + 1)
+
+    assert not session.on_pulled_layout(newer, LAYOUT.fingerprint)
+    assert not session.on_pulled_layout(session.state, OTHER.fingerprint)
+    assert not session.on_pulled_layout(newer._replace(incarnation="another"), OTHER.fingerprint)
+    assert session.phase == OPEN
+    assert session.on_pulled_layout(newer, OTHER.fingerprint)
+
+    assert (session.phase, session.layout) == (GREETING, None)
+
+
 @pytest.mark.parametrize(("keys", "ask_s"), [({}, 0.2), ({"ask_s": 0.5}, 0.5), ({"ask_s": 60.0}, 7.5)])
 def test_it_asks_as_often_as_the_broker_says_and_four_times_in_a_lease(keys: dict[str, float], ask_s: float) -> None:
     shell = Shell()

@@ -18,7 +18,7 @@ def test_large_slots_are_as_many_as_may_be_on_the_way_and_one_to_fill(gradients:
     for number in range(1, slots + 1):
         slot = own.take(LARGE, 0, gradients * slot_bytes(LARGE), shares=False)
         assert slot is not None
-        own.keep(slot, number)
+        slot.keep(number)
 
     assert own.take(LARGE, 0, gradients * slot_bytes(LARGE), shares=False) is None
     assert own.take(LARGE, 1, gradients * slot_bytes(LARGE), shares=False) is not None, "the first is settled"
@@ -37,10 +37,21 @@ def test_a_gradient_is_shown_in_containers_of_the_callers_own() -> None:
     slot = Slots().take(LARGE, 0, 0, shares=False)
     assert slot is not None
 
-    shown = slot.nest(None)
+    shown = slot.memory.nest(None)
     shown["w"][:3] = 1.0
     shown["w"] = None
 
-    again = slot.nest(None)
+    again = slot.memory.nest(None)
     assert again["w"][:4].tolist()[:3] == [1.0] * 3
     assert again["steps"] is None
+
+
+def test_a_slot_that_nobody_has_any_more_is_free_again() -> None:
+    """Ctrl-C may come when it was taken, and before whoever asked has it."""
+    own = Slots()
+    taken = [own.take(LARGE, 0, 0, shares=False) for _ in range(MIN_SLOTS)]
+    assert own.take(LARGE, 0, 0, shares=False) is None
+
+    del taken[1]
+
+    assert own.take(LARGE, 0, 0, shares=False) is not None

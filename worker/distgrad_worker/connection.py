@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import threading
@@ -9,7 +10,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from distgrad import addresses
 from distgrad.client import ControlClient
@@ -89,14 +90,19 @@ class Connection:
 
     Attributes
     ----------
-    lock : threading.Condition
-        Guards the session and the PUSH socket; notified whenever the session has changed.
+    lock : threading.RLock
+        Guards the session and the PUSH socket. Taken as itself, not as `changed`: Ctrl-C in the methods of a condition,
+        which are Python, would leave it taken for ever.
+    changed : threading.Condition
+        Of `lock`; notified whenever the session has changed.
     driver : Driver
         The thread that keeps the lease.
     puller : ControlClient
         For pulls and offers.
     is_closed : bool
         Set by `shut`.
+    is_closing : bool
+        Whether `close` has begun: nothing more is pushed, so that all that is has been waited for.
     """
 
     def __init__(
@@ -105,8 +111,10 @@ class Connection:
         if not timeout > 0:
             raise ConfigError(f"timeout must be more than 0 seconds, got {timeout}")
         self.session = session
-        self.lock = threading.Condition()
-        self.is_closed = False
+        self.lock = threading.RLock()
+        self.changed = threading.Condition(self.lock)
+        self.is_closed = self.is_closing = False
+        self._closes = threading.RLock()
         self.is_forked = False
         # Told by the fork itself: asking for the process id in every push would cost as much as encoding it.
         if hasattr(os, "register_at_fork"):
@@ -115,8 +123,10 @@ class Connection:
         self._address = addresses.parse(address, addresses.CONTROL_PORT)
         if gradients is not None:
             addresses.parse(gradients, addresses.GRADIENTS_PORT)
-        self.driver = Driver(session, self.lock, self._address, keys, gradients)
+        self.driver = Driver(session, self.changed, self.lock, self._address, keys, gradients)
         self.puller = ControlClient(address, keys, timeout, context=self.driver.context)
+        # What a program leaves behind when it ends without `close` is delivered, whoever still has the worker.
+        atexit.register(self.close, EXIT_FLUSH_S)
         self.driver.start()
 
     def check(self) -> None:
@@ -138,6 +148,21 @@ class Connection:
         if self.session.problems or self.session.ended or self.driver.failure:
             with self.lock:
                 self.raise_problem()
+
+    def check_open(self) -> None:
+        """Raise if nothing may be pushed any more. To be asked again under the lock, and before it, after a fork.
+
+        Raises
+        ------
+        Forked
+            In a child of ``fork``.
+        StateError
+            If the worker is closed, or another thread closes it.
+        """
+        if self.is_forked:
+            raise Forked("this worker belongs to the parent process; make a new Worker after fork")
+        if self.is_closing or self.is_closed:
+            raise StateError("this worker is closed")
 
     def raise_problem(self) -> None:
         """Raise the oldest thing that the user was not told yet, if there is one; the caller holds the lock.
@@ -226,6 +251,8 @@ class Connection:
         started = time.monotonic()
         deadline = math.inf if timeout is None else started + timeout
         while not is_done():
+            if self.is_closed:
+                raise StateError("this worker is closed")
             if self.session.ended is not None or self.driver.failure is not None or self.must_initialize:
                 self.raise_problem()
             now = time.monotonic()
@@ -233,7 +260,79 @@ class Connection:
                 raise TimeoutError(f"{len(self.session.window)} gradient(s) are not settled after {timeout} s")
             if now - max(started, self.driver.last_answer) >= self._timeout:
                 raise self._unreachable()
-            self.lock.wait(min(LOOK_S, deadline - now, self._timeout))
+            self.changed.wait(min(LOOK_S, deadline - now, self._timeout))
+
+    def flush(self, timeout: float | None) -> None:
+        """Wait until everything pushed so far is settled.
+
+        Parameters
+        ----------
+        timeout : float or None
+            As for `Worker.flush`, whose errors these are.
+        """
+        self.check()
+        session = self.session
+        with self.lock:
+            last = session.window.last
+            if session.window.settled < last:
+                try:
+                    session.awaited.append(last)
+                    self.driver.send_due()
+                    self.driver.wake()
+                    self.wait(lambda: session.window.settled >= last, timeout)
+                finally:
+                    session.awaited.remove(last)
+            self.raise_problem()
+
+    def close(self, timeout: float | None = None) -> None:
+        """Flush, say goodbye, and close everything. Idempotent; a second thread waits for the first.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            As for `Worker.close`, whose errors these are.
+        """
+        if self.is_forked:
+            return
+        if not self._closes.acquire(timeout=-1 if timeout is None else timeout):
+            raise TimeoutError(f"another thread closes this worker, and has not done so after {timeout} s")
+        try:
+            if not self.is_closed:
+                self._finish(timeout)
+        finally:
+            self._closes.release()
+
+    def abandon(self) -> None:
+        """Close without waiting: nobody has the worker any more, and it may not be the program that finds that out."""
+        if not (self.is_closed or self.is_forked):
+            threading.Thread(target=self._close_abandoned, name="distgrad-abandoned", daemon=True).start()
+
+    def _close_abandoned(self) -> None:
+        # There is nobody who could be told.
+        with suppress(DistgradError, TimeoutError):
+            self.close(self._timeout)
+
+    def _finish(self, timeout: float | None) -> None:
+        session, is_settled = self.session, False
+        try:
+            # What is told here is raised after everything is settled, not instead of settling.
+            with self.lock:
+                self.is_closing = True
+                self.changed.notify_all()
+                if self.must_initialize:
+                    self.raise_problem()
+                told = list(session.problems)
+                session.problems.clear()
+            try:
+                self.flush(timeout)
+            finally:
+                is_settled = not len(session.window)
+                with self.lock:
+                    session.problems.extendleft(reversed(told))
+            with self.lock:
+                self.raise_problem()
+        finally:
+            self.shut(leaves=is_settled)
 
     def shut(self, *, leaves: bool) -> None:
         """Close everything.
@@ -243,9 +342,13 @@ class Connection:
         leaves : bool
             Say goodbye to the broker: nothing is unsettled.
         """
-        self.is_closed = True
+        with self.lock:
+            self.is_closed = self.is_closing = True
+            self.changed.notify_all()
         self.puller.close()
         self.driver.close(leaves=leaves and self.session.ended is None, timeout_s=min(self._timeout, 1.0))
+        # Last: until then the end of the program waits for whichever thread closes.
+        atexit.unregister(self.close)
 
     def _unreachable(self) -> BrokerUnreachable:
         link = self.driver.link
@@ -265,38 +368,3 @@ def _note_fork(reference: weakref.ref[Connection]) -> Any:
             connection.is_forked = True
 
     return note
-
-
-class Closable(Protocol):
-    """Something that delivers what it has when it is closed."""
-
-    def close(self, timeout: float | None = None) -> None:
-        """Deliver and close.
-
-        Parameters
-        ----------
-        timeout : float, optional
-            How long delivering may take, seconds.
-        """
-
-
-def flush_at_exit(reference: weakref.ref[Closable]) -> Callable[[], None]:
-    """Make the hook that delivers what a program left behind when it ends without `close`.
-
-    Parameters
-    ----------
-    reference : weakref
-        To the worker: the hook must not keep it alive.
-
-    Returns
-    -------
-    callable
-        For `atexit`.
-    """
-
-    def flush() -> None:
-        worker = reference()
-        if worker is not None:
-            worker.close(timeout=EXIT_FLUSH_S)
-
-    return flush

@@ -8,6 +8,7 @@ a full fence, and the lock is one (``docs/decisions/0002``).
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import random
@@ -29,6 +30,10 @@ FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 5.0
 # With nothing on the way, a sign of life this often, or four in the length of a lease.
 IDLE_S = 1.0
+# How long ZeroMQ may take to end.
+_ENDING_S = 1.0
+# Who has ended asks nothing; the pipe wakes it to be closed.
+_ENDED_S = 60.0
 # What waits for others of its kind is sent after this long, or twice this at most.
 TAIL_S = 0.02
 # ZeroMQ does not try again after a refused handshake; a revoked or late key may be let in later.
@@ -71,8 +76,10 @@ class Driver:
     ----------
     session : Session
         Guarded by `lock`.
-    lock : threading.Condition
+    changed : threading.Condition
         Notified whenever the session has changed.
+    lock : threading.RLock
+        Its lock.
     address : Address
         The broker's control channel.
     keys : ClientKeys or None
@@ -82,9 +89,16 @@ class Driver:
     """
 
     def __init__(
-        self, session: Session, lock: threading.Condition, address: addresses.Address, keys: Any, gradients: str | None
+        self,
+        session: Session,
+        changed: threading.Condition,
+        lock: threading.RLock,
+        address: addresses.Address,
+        keys: Any,
+        gradients: str | None,
     ) -> None:
         self._session = session
+        self._changed = changed
         self._lock = lock
         self._address = address
         self._keys = keys
@@ -194,9 +208,17 @@ class Driver:
             self._is_awake = False
             self.wake()
         self._thread.join()
+        with self._lock:
+            self._is_awake = True  # nobody writes to the pipe any more
         os.close(self._wake_read)
         os.close(self._wake_write)
-        self.context.term()
+        # Ctrl-C may have kept a socket from being closed, for which the context would wait for ever.
+        ending = threading.Thread(target=self.context.destroy, args=(0,), daemon=True)
+        ending.start()
+        ending.join(_ENDING_S)
+        if ending.is_alive():
+            gc.collect()
+            ending.join(_ENDING_S)
 
     def _run(self) -> None:
         try:
@@ -209,7 +231,7 @@ class Driver:
         except BaseException as error:
             with self._lock:
                 self.failure = error
-                self._lock.notify_all()
+                self._changed.notify_all()
         finally:
             with self._lock:
                 self._close_push()
@@ -265,6 +287,8 @@ class Driver:
         self.link = link
 
     def _timeout_s(self, now: float) -> float:
+        if self._session.ended is not None:
+            return _ENDED_S
         if self._asked is not None:
             return max(0.0, self._asked.sent_at + self._retry_s - now)
         return max(0.0, min(self._next_beat, self._look_at) - now)
@@ -302,7 +326,7 @@ class Driver:
         except MalformedMessage as error:
             with self._lock:
                 self._session.on_error(error, "malformed")
-                self._lock.notify_all()
+                self._changed.notify_all()
             return
         if header.get("id") != asked.request_id:
             return
@@ -328,7 +352,7 @@ class Driver:
                 self._open_push()
                 session.reopened()
             self.send_due()
-            self._lock.notify_all()
+            self._changed.notify_all()
 
     def _open_request(self) -> None:
         if self._request is not None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distgrad.errors import ConfigError
-from distgrad.wire import GRADIENT, INLINE_BYTES, MAX_CURSOR_BYTES, PROTOCOL_VERSION, State, pack
+from distgrad.wire import GRADIENT, INLINE_BYTES, INT64_MAX, PROTOCOL_VERSION, State, checked_cursor, pack
 
 # The first byte of a map of so many keys; there are never more than 13.
 _COUNTS = [bytes([0x80 | count]) for count in range(16)]
@@ -149,13 +149,11 @@ def checked_details(loss: float | None, examples: int, cursor: object) -> Mappin
         return _NO_DETAILS
     details: dict[str, Any] = {}
     if examples != 1:
-        if examples < 0:
-            raise ConfigError(f"examples must be at least 0, got {examples}")
+        if not 0 <= examples <= INT64_MAX:
+            raise ConfigError(f"examples must be 0 to 2**63 - 1, got {examples}")
         details["examples"] = int(examples)
     if loss is not None:
         details["loss"] = float(loss)
     if cursor is not None:
-        if not (isinstance(cursor, bytes | str) and len(cursor) <= MAX_CURSOR_BYTES):
-            raise ConfigError(f"cursor must be bytes or str of at most {MAX_CURSOR_BYTES}, got {cursor!r:.80}")
-        details["cursor"] = cursor
+        details["cursor"] = checked_cursor(cursor)
     return details

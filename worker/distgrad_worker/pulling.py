@@ -11,12 +11,12 @@ import math
 import time
 from typing import Any
 
-from distgrad.errors import NoParameters, SnapshotRevoked, StateError
+from distgrad.errors import ConfigError, NoParameters, SnapshotRevoked, StateError
 from distgrad.layout import Layout
 from distgrad.shared_reading import Lease, SharedReading
 from distgrad.snapshot import Snapshot
 from distgrad.transfer import fetch
-from distgrad.wire import State
+from distgrad.wire import INT64_MAX, State
 from distgrad_worker.connection import Connection
 
 # The most that a pull waits in one request; the broker's own limit.
@@ -147,15 +147,23 @@ class Puller:
         ------
         StateError
             If a number comes before the first pull.
+        ConfigError
+            If no version has such a number.
         """
-        if what is None or isinstance(what, State):
-            return what
+        if what is None:
+            return None
         if isinstance(what, Snapshot):
             return what.state
-        known = self._last or self._connection.session.state
-        if known is None:
-            raise StateError("a bare version number means nothing before the first pull; pull first")
-        return known._replace(version=int(what))
+        if isinstance(what, State):
+            state = what
+        else:
+            known = self._last or self._connection.session.state
+            if known is None:
+                raise StateError("a bare version number means nothing before the first pull; pull first")
+            state = known._replace(version=int(what))
+        if not (0 <= state.generation <= INT64_MAX and 0 <= state.version <= INT64_MAX):
+            raise ConfigError(f"a version must be a whole number from 0 to 2**63 - 1, got {what!r:.80}")
+        return state
 
     def _fetch(
         self, since: State | None, deadline: float, out: Snapshot | None, *, copies: bool, own: bool
@@ -190,7 +198,9 @@ class Puller:
             connection.catch_up(known, deadline - time.monotonic())
         with connection.lock:
             if fetched.settled is not None and session.on_pulled(name, *fetched.settled, time.monotonic()):
-                connection.lock.notify_all()
+                connection.changed.notify_all()
+            if session.on_pulled_layout(fetched.state, fetched.layout.fingerprint):
+                connection.driver.ask_now()
             self._last = fetched.state
             self._lease = None if fetched.lease is None else (fetched.state, fetched.lease)
         like = self.like_of(fetched.layout)

@@ -20,7 +20,7 @@ from distgrad.wire import State
 from distgrad_worker.connection import Connection
 from distgrad_worker.headers import Header, checked_details
 from distgrad_worker.pulling import Puller
-from distgrad_worker.slots import SHARED_BYTES, SlotMemory, Slots
+from distgrad_worker.slots import SHARED_BYTES, SlotMemory, Slots, Taken
 
 
 class Pusher:
@@ -95,22 +95,22 @@ class Pusher:
         if layout.gradient_bytes >= SHARED_BYTES and self._shares:
             slot = self.take(layout)
             try:
-                layout.pack_gradient(gradients, out=slot.arenas)
+                layout.pack_gradient(gradients, out=slot.memory.arenas)
             except BaseException:
-                self._slots.give_back(slot)
+                slot.give_back()
                 raise
             return self.push_slot(layout, slot, details, base)
         arenas = layout.pack_gradient(gradients) if copies else lend(layout, gradients)
         return self._queue(layout, encode(layout, arenas), details, base, None)
 
-    def push_slot(self, layout: Layout, slot: SlotMemory, details: Mapping[str, Any], base: State | None) -> int:
+    def push_slot(self, layout: Layout, slot: Taken, details: Mapping[str, Any], base: State | None) -> int:
         """Queue the gradient that a slot holds.
 
         Parameters
         ----------
         layout : Layout
             That the slot was taken for.
-        slot : SlotMemory
+        slot : Taken
             From `take`; not the caller's any more.
         details : mapping
             From `checked_details`.
@@ -122,9 +122,9 @@ class Pusher:
         int
             Its number.
         """
-        return self._queue(layout, slot.parts, details, base, slot)
+        return self._queue(layout, slot.memory.parts, details, base, slot)
 
-    def take(self, layout: Layout) -> SlotMemory:
+    def take(self, layout: Layout) -> Taken:
         """Take a slot, waiting for one to become free.
 
         Parameters
@@ -134,8 +134,8 @@ class Pusher:
 
         Returns
         -------
-        SlotMemory
-            For `push_slot` or `give_back`; the broker knows it, if it can.
+        Taken
+            For `push_slot`, or to be given back; the broker knows it, if it can.
 
         Raises
         ------
@@ -144,9 +144,11 @@ class Pusher:
         BrokerUnreachable
             If nothing is settled in time.
         """
-        slots, session, driver = self._slots, self._connection.session, self._connection.driver
+        connection, slots = self._connection, self._slots
+        session, driver = connection.session, connection.driver
         window = session.window
-        with self._connection.lock:
+        connection.check_open()
+        with connection.lock:
             shares = self._shares and layout.gradient_bytes >= SHARED_BYTES
             slot = slots.take(layout, window.settled, session.grant, shares=shares)
             if slot is None:
@@ -158,31 +160,22 @@ class Pusher:
 
                 def is_free() -> bool:
                     nonlocal slot
+                    connection.check_open()
                     slot = slots.take(layout, window.settled, session.grant, shares=shares)
                     return slot is not None
 
                 try:
-                    self._connection.wait(is_free)
+                    connection.wait(is_free)
                 finally:
                     session.awaited.remove(first)
             assert slot is not None  # waited for
-        if slot.pages is not None and slot.index not in session.shared and self._shares:
+        if slot.memory.pages is not None and slot.memory.index not in session.shared and self._shares:
             try:
-                self._share(slot)
+                self._share(slot.memory)
             except BaseException:
-                self._slots.give_back(slot)
+                slot.give_back()
                 raise
         return slot
-
-    def give_back(self, slot: SlotMemory) -> None:
-        """Give an unused slot back.
-
-        Parameters
-        ----------
-        slot : SlotMemory
-            From `take`.
-        """
-        self._slots.give_back(slot)
 
     def close(self) -> None:
         """Let go of the slots; what is unsettled keeps those that it lies in."""
@@ -221,30 +214,38 @@ class Pusher:
         parts: Sequence[Any],
         details: Mapping[str, Any],
         base: State | None,
-        slot: SlotMemory | None,
+        slot: Taken | None,
     ) -> int:
         header = self._header
         if header.base is not base or header.fingerprint != layout.fingerprint:
             header = self._header = Header(self._connection.session.worker_id, layout.fingerprint, base)
         size = layout.gradient_bytes
-        session, driver = self._connection.session, self._connection.driver
-        with self._connection.lock:
-            try:
-                if not session.can_push(size, layout.fingerprint):
+        connection = self._connection
+        session, driver = connection.session, connection.driver
+
+        def has_room() -> bool:
+            connection.check_open()
+            return session.can_push(size, layout.fingerprint)
+
+        try:
+            connection.check_open()
+            with connection.lock:
+                if not has_room():
                     driver.send_due()
                     driver.wake()
                     try:
-                        self._connection.wait(lambda: session.can_push(size, layout.fingerprint))
+                        connection.wait(has_room)
                     finally:
                         session.stop_wanting()
-                number = session.push(header, details, parts, size, None if slot is None else slot.index)
-            except BaseException:
                 if slot is not None:
-                    self._slots.give_back(slot)
-                raise
+                    # Before it has its number: Ctrl-C may come when it has, and what is pushed must not be written to.
+                    slot.keep(session.window.last + 1)
+                number = session.push(header, details, parts, size, None if slot is None else slot.memory.index)
+                driver.send_pushed(size)
+        except BaseException:
             if slot is not None:
-                self._slots.keep(slot, number)
-            driver.send_pushed(size)
+                slot.give_back()
+            raise
         return number
 
 
@@ -277,7 +278,7 @@ class Slot:
         self.number: int | None = None
         self._pusher = pusher
         self._puller = puller
-        self._memory: SlotMemory | None = None
+        self._taken: Taken | None = None
         self._layout: Layout | None = None
 
     def open(self) -> Any:
@@ -295,11 +296,11 @@ class Slot:
         DistgradError
             As `Worker.push`.
         """
-        if self._memory is not None or self.number is not None:
+        if self._taken is not None or self.number is not None:
             raise StateError("a slot is used once; call worker.slot() again")
         layout = self._layout = self._pusher.layout()
-        memory = self._memory = self._pusher.take(layout)
-        return memory.nest(self._puller.like_of(layout))
+        self._taken = self._pusher.take(layout)
+        return self._taken.memory.nest(self._puller.like_of(layout))
 
     def push(self) -> int:
         """Push what was written; errors are those of `Worker.push`.
@@ -309,8 +310,8 @@ class Slot:
         int
             The gradient's number.
         """
-        memory, layout = self._memory, self._layout
-        if memory is None or layout is None:
+        taken, layout = self._taken, self._layout
+        if taken is None or layout is None:
             raise StateError("this slot is not open; call worker.slot() again")
         try:
             details = checked_details(self.loss, self.examples, self.cursor)
@@ -318,15 +319,15 @@ class Slot:
         except BaseException:
             self.drop()
             raise
-        self._memory = None
-        self.number = self._pusher.push_slot(layout, memory, details, base)
+        self._taken = None
+        self.number = self._pusher.push_slot(layout, taken, details, base)
         return self.number
 
     def drop(self) -> None:
         """Give the memory back and push nothing."""
-        memory, self._memory = self._memory, None
-        if memory is not None:
-            self._pusher.give_back(memory)
+        taken, self._taken = self._taken, None
+        if taken is not None:
+            taken.give_back()
 
     def __enter__(self) -> Any:
         return self.open()

@@ -317,6 +317,29 @@ class Session:
         self.window.settle(min(settled, self.window.last))
         return True
 
+    def on_pulled_layout(self, state: State, fingerprint: int) -> bool:
+        """Note that a pull has brought parameters of another layout, before a heartbeat told of them.
+
+        Parameters
+        ----------
+        state : State
+            What was pulled.
+        fingerprint : int
+            Of its layout.
+
+        Returns
+        -------
+        bool
+            Whether it is news, and `hello` has to be said for it.
+        """
+        known, layout = self.state, self.layout
+        if self.phase != OPEN or known is None or layout is None or layout.fingerprint == fingerprint:
+            return False
+        if state.incarnation != known.incarnation or state.generation <= known.generation:
+            return False
+        self.phase, self.layout = GREETING, None
+        return True
+
     def on_error(self, error: DistgradError, code: str) -> None:
         """Take in an error that the broker answered a request of this session with.
 

@@ -9,6 +9,7 @@ A slot is free again when the gradient in it is settled. Nothing here knows a so
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class SlotMemory:
         What others may attach to.
     """
 
-    __slots__ = ("_layout", "_leaves", "arenas", "index", "is_taken", "number", "pages", "parts")
+    __slots__ = ("_layout", "_leaves", "_taker", "arenas", "index", "number", "pages", "parts")
 
     def __init__(self, index: int, layout: Layout, *, shares: bool) -> None:
         self.index = index
@@ -68,9 +69,30 @@ class SlotMemory:
         self.parts = [data[at : at + PART_BYTES] for data in bytes_of for at in range(0, len(data), PART_BYTES)]
         # The gradient in it: unsettled if its number is more than what is settled.
         self.number = 0
-        self.is_taken = False
+        self._taker: weakref.ref[Taken] | None = None
         self._layout = layout
         self._leaves: Any = None
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether somebody fills it."""
+        return self._taker is not None and self._taker() is not None
+
+    def take(self) -> Taken:
+        """Take it, until it is given back or what this returns is gone.
+
+        Returns
+        -------
+        Taken
+            For one caller.
+        """
+        taken = Taken(self)
+        self._taker = weakref.ref(taken)
+        return taken
+
+    def give_back(self) -> None:
+        """End its being taken."""
+        self._taker = None
 
     def nest(self, like: Any) -> Any:
         """Show the memory as a gradient, in containers that are the caller's own.
@@ -100,6 +122,36 @@ class SlotMemory:
         return dict(self._leaves) if isinstance(self._leaves, dict) else layout.nest(self._leaves, like)
 
 
+class Taken:
+    """A slot in its taker's hands. If Ctrl-C comes on its way there, nobody has this, and the slot is free again.
+
+    Parameters
+    ----------
+    memory : SlotMemory
+        The slot.
+    """
+
+    __slots__ = ("__weakref__", "memory")
+
+    def __init__(self, memory: SlotMemory) -> None:
+        self.memory = memory
+
+    def keep(self, number: int) -> None:
+        """Leave the slot to the gradient in it.
+
+        Parameters
+        ----------
+        number : int
+            The gradient's.
+        """
+        self.memory.number = number
+        self.memory.give_back()
+
+    def give_back(self) -> None:
+        """Give the slot back unused."""
+        self.memory.give_back()
+
+
 class Slots:
     """The slots of one worker, for one layout at a time."""
 
@@ -108,7 +160,7 @@ class Slots:
         self._slots: list[SlotMemory] = []
         self._made = 0
 
-    def take(self, layout: Layout, settled: int, grant: int, *, shares: bool) -> SlotMemory | None:
+    def take(self, layout: Layout, settled: int, grant: int, *, shares: bool) -> Taken | None:
         """Take a slot that is free, or make one.
 
         Parameters
@@ -124,7 +176,7 @@ class Slots:
 
         Returns
         -------
-        SlotMemory or None
+        Taken or None
             For the caller alone, until `keep` or `give_back`. None if all are in use: something has to be settled.
         """
         if self._layout is None or self._layout.fingerprint != layout.fingerprint:
@@ -134,8 +186,7 @@ class Slots:
             self._slots = [slot for slot in self._slots if slot.pages is not None]
         for slot in self._slots:
             if not slot.is_taken and slot.number <= settled:
-                slot.is_taken = True
-                return slot
+                return slot.take()
         size = max(slot_bytes(layout), 1)
         # As many as may be on the way, and one to fill; what callers hold besides is their own affair.
         useful = max(1, grant // size) + 1 + sum(slot.is_taken for slot in self._slots)
@@ -143,36 +194,10 @@ class Slots:
             return None
         slot = SlotMemory(self._made, layout, shares=shares)
         self._made += 1
-        slot.is_taken = True
         self._slots.append(slot)
-        return slot
+        return slot.take()
 
     @property
     def is_waiting_in_vain(self) -> bool:
         """Whether all slots are in their takers' hands, so that nothing that is settled could free one."""
         return all(slot.is_taken for slot in self._slots)
-
-    @staticmethod
-    def keep(slot: SlotMemory, number: int) -> None:
-        """Leave a slot to the gradient in it.
-
-        Parameters
-        ----------
-        slot : SlotMemory
-            From `take`.
-        number : int
-            The gradient's.
-        """
-        slot.number = number
-        slot.is_taken = False
-
-    @staticmethod
-    def give_back(slot: SlotMemory) -> None:
-        """Give an unused slot back.
-
-        Parameters
-        ----------
-        slot : SlotMemory
-            From `take`.
-        """
-        slot.is_taken = False

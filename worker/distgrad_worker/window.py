@@ -184,10 +184,11 @@ class Window:
         Entry
             Not sent yet.
         """
-        self.last += 1
-        entry = Entry(self.last, header, details, parts, charge, slot)
-        self._entries.append(entry)
+        entry = Entry(self.last + 1, header, details, parts, charge, slot)
+        # Ctrl-C comes at the beginning or end of a call: either nothing is done, or all.
+        self.last = entry.number
         self.kept_bytes += charge
+        self._entries.append(entry)
         return entry
 
     def send(self, grant: int) -> list[Entry]:
@@ -229,11 +230,14 @@ class Window:
             How many were let go.
         """
         count = 0
-        while self._entries and self._entries[0].number <= number:
-            entry = self._entries.popleft()
+        entries = self._entries
+        while entries and entries[0].number <= number:
+            entry = entries[0]
+            # Ctrl-C comes at the end of a call, when the entry is gone as well, or at the end of a turn.
             self.kept_bytes -= entry.charge
             if entry.number <= self.sent:
                 self.in_flight_bytes -= entry.charge
+            entries.popleft()
             count += 1
         if number >= self.inherited:
             self.disown()

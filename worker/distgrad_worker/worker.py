@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from distgrad.snapshot import Snapshot
 from distgrad.sockets import client_keys
 from distgrad.transfer import offer
 from distgrad.wire import State
-from distgrad_worker.connection import Connection, flush_at_exit, new_session
+from distgrad_worker.connection import Connection, new_session
 from distgrad_worker.headers import checked_details
 from distgrad_worker.pulling import Puller
 from distgrad_worker.pushing import Pusher, Slot
@@ -88,14 +87,15 @@ class Worker:
         self._lock = self._connection.lock
         self._pusher = Pusher(self._connection, shares_memory=shares_memory)
         self._puller = Puller(self._connection, shares_memory=shares_memory)
-        # Weakly: the exit hook must not keep a worker alive that nobody uses any more.
-        self._at_exit = flush_at_exit(weakref.ref(self))
-        atexit.register(self._at_exit)
+        # A worker that nobody has any more delivers what it has and leaves; else it would count as one for ever.
+        self._finalizer = weakref.finalize(self, self._connection.abandon)
+        self._finalizer.atexit = False  # the connection sees to the end of the program
         try:
             with self._lock:
                 self._connection.wait(lambda: self._session.phase == OPEN)
         except BaseException:
-            self._shut(leaves=False)
+            self._finalizer.detach()
+            self._connection.shut(leaves=False)
             raise
 
     def __enter__(self) -> Worker:
@@ -340,19 +340,7 @@ class Worker:
         BrokerRestarted
             Once, if the broker was restarted and lost what it had.
         """
-        self._connection.check()
-        session = self._session
-        with self._lock:
-            last = session.window.last
-            if session.window.settled < last:
-                session.awaited.append(last)
-                self._connection.driver.send_due()
-                self._connection.driver.wake()
-                try:
-                    self._connection.wait(lambda: session.window.settled >= last, timeout)
-                finally:
-                    session.awaited.remove(last)
-            self._connection.raise_problem()
+        self._connection.flush(timeout)
 
     def close(self, timeout: float | None = None) -> None:
         """Flush, say goodbye, and close the connection. Idempotent.
@@ -369,29 +357,9 @@ class Worker:
         GradientRefused
             If a gradient was refused; the connection is closed all the same.
         """
-        if self._connection.is_closed or self._connection.is_forked:
-            return
-        is_settled = False
         try:
-            # What is told here is raised after everything is settled, not instead of settling.
-            with self._lock:
-                if self._connection.must_initialize:
-                    self._connection.raise_problem()
-                told = list(self._session.problems)
-                self._session.problems.clear()
-            try:
-                self.flush(timeout)
-            finally:
-                is_settled = not len(self._session.window)
-                with self._lock:
-                    self._session.problems.extendleft(reversed(told))
-            with self._lock:
-                self._connection.raise_problem()
+            self._connection.close(timeout)
         finally:
-            self._shut(leaves=is_settled)
-
-    def _shut(self, *, leaves: bool) -> None:
-        atexit.unregister(self._at_exit)
-        self._connection.shut(leaves=leaves)
-        self._pusher.close()
-        self._puller.close()
+            self._finalizer.detach()
+            self._pusher.close()
+            self._puller.close()

@@ -271,6 +271,32 @@ def test_a_process_that_says_that_it_is_no_use_is_not_restarted() -> None:
     assert err.text == "w | distgrad: another process took the id w (choose another --id); not restarted\n"
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"no report",
+        b"",
+        b"\xff",
+        b'{"level": "info", "message": "a log of JSON texts, RFC 7464"}',
+        b"[1, 2]",
+        b'{"code": "1", "message": "m", "hint": null, "for_all": false}',
+        b'{"code": 1, "message": "m", "hint": 2, "for_all": false}',
+        b'{"code": 1, "message": "m", "hint": null, "for_all": 0}',
+        b"[" * 60_000,
+    ],
+    ids=lambda rest: rest[:8].decode(errors="replace") or "nothing",
+)
+def test_a_line_that_only_begins_like_a_report_is_output(rest: bytes) -> None:
+    err = Sink()
+    length = len(rest.rstrip(b"["))
+    line = f"b'\\x1e' + {rest[:length]!r} + b'[' * {len(rest) - length}"
+
+    outcome = supervise(python("w", f"import sys; sys.stderr.buffer.write({line} + b'\\nnext\\n')"), err=err)
+
+    assert outcome == Outcome(0)
+    assert err.getvalue() == b"w | \x1e" + rest + b"\nw | next\n"
+
+
 def test_what_holds_for_all_stops_all_and_is_left_to_the_caller_to_say() -> None:
     report = Report(2, "there is no module 'x'\nsecond line", for_all=True)
     waiting = [python(f"w-{n}", "import time; time.sleep(600)") for n in range(3)]

@@ -6,7 +6,7 @@ Ctrl-C in a terminal reaches them once, through us. It ends when all of them hav
 One asyncio loop owns everything: the processes, their pipes, the signals and the delays, so that a
 stop wakes whatever waits. A process talks to us in two ways besides its exit code. Its standard input is a pipe
 that nothing is ever written to: it closes when we are gone, however we went. And a line on its standard
-error that begins with `REPORT` is not output but a message that another attempt would be useless.
+error that begins with `REPORT`, and holds one, is not output but a message that another attempt would be useless.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-#: First byte of a line on standard error that holds a report (ASCII record separator: never in text).
+#: First byte of a line on standard error that holds a report (ASCII record separator: hardly ever in text).
 REPORT = b"\x1e"
 
 #: Longest piece of one output line that is held back for its end, in bytes.
@@ -175,10 +175,11 @@ class _Attempt(asyncio.SubprocessProtocol):
         self._pending = {1: b"", 2: b""}
 
     def _take(self, line: bytes, fd: int) -> None:
-        if line.startswith(REPORT) and fd == 2:
-            self.report = Report(**json.loads(line[len(REPORT) :]))
-        else:
+        report = _report_in(line) if fd == 2 else None
+        if report is None:
             self._emit(line, fd)
+        else:
+            self.report = report
 
 
 class Supervisor:
@@ -331,6 +332,21 @@ class Supervisor:
         for pid in self._running:
             _send(pid, number)
         asyncio.get_running_loop().call_later(self._grace_s, self._stop, number)
+
+
+def _report_in(line: bytes) -> Report | None:
+    """Read a line; None if it is output. Some logs begin each line with the same byte (RFC 7464)."""
+    if not line.startswith(REPORT):
+        return None
+    try:
+        values = json.loads(line[len(REPORT) :])
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or values.keys() != {"code", "message", "hint", "for_all"}:
+        return None
+    code, message, hint, for_all = (values[key] for key in ("code", "message", "hint", "for_all"))
+    is_report = type(code) is int and isinstance(message, str) and isinstance(hint, str | None)
+    return Report(code, message, hint, for_all) if is_report and type(for_all) is bool else None
 
 
 def _describe(code: int) -> str:

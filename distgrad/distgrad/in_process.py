@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .call_guard import CallGuard
-from .errors import CheckpointError, ConfigError, GradientRefused, NoParameters, UpdaterFailed
+from .errors import CheckpointError, GradientRefused, NoParameters, UpdaterFailed
 from .fair_lock import FairLock
 from .gradient_queue import GradientQueue, QueuedGradient, copied
 from .holder import ParameterHolder
@@ -84,20 +84,14 @@ class DistributedGradients:
         threads: int | None = None,
         data: str | os.PathLike[str] | None = None,
     ) -> None:
-        if type(max_queue) is not int or max_queue < 1:
-            raise ConfigError(f"max_queue must be an integer of at least 1, got {max_queue!r}")
-        step = step_size(policy)
-        if step > max_queue:
-            raise ConfigError(
-                f"the policy must hold {step} gradients, but max_queue is {max_queue}; raise it to {step}"
-            )
         self._weighing = Weighing(reduction)
         self._holder = ParameterHolder(gradient_change_mode, optimizer, threads=threads)
         self._turn = FairLock()  # who has it owns the holder
         self._reports = Reports()
         self._guard = CallGuard(self._reports, lambda: self._queue.running, has_files=data is not None)
-        self._queue = GradientQueue(max_queue, self._check_waiting, step)
-        self._updater = Updater(self._queue, self._holder, lambda step: self._apply(step), self._reports)
+        self._queue = GradientQueue(max_queue, self._check_waiting, step_size(policy, max_queue))
+        self._updater = Updater(self._queue, self._holder, lambda step: self._apply(step), self._reports, self._guard)
+        self._is_empty = False  # the end of `destroy`
         self._keeper: LocalKeeper | None = None
         if data is not None:
             self._keeper = keeper = LocalKeeper(
@@ -348,29 +342,27 @@ class DistributedGradients:
     def destroy(self) -> None:
         """Stop the updater without applying what is queued, and drop queue and parameters.
 
-        Every later call of a method raises `Destroyed`, except this one, which then does nothing. With `data` this
-        is the end of this object only: the folder keeps the queue, the parameters and all else for the next one. A
-        last checkpoint is written.
+        Every later call of a method raises `Destroyed`, except this one, which does what is left to do if Ctrl-C has
+        ended the one before, and else nothing. With `data` this is the end of this object only: the folder keeps the
+        queue, the parameters and all else for the next one. A last checkpoint is written.
 
         Raises
         ------
         CheckpointError
             If the disk does not take what was not written yet.
         """
-        is_done = self._guard.is_destroyed or self._guard.is_bound_elsewhere  # in a child the threads are not there
         self._guard.is_destroyed = True
-        if is_done:
+        if self._is_empty or self._guard.is_bound_elsewhere:  # in a child the threads are not there
             return
+        # Ctrl-C may end each of these waits. Parameters and queue stay until the last checkpoint, which copies them.
         self._updater.end(drain=False, timeout=None)
         try:
             if self._keeper is not None:
                 self._keeper.close()
-        finally:
-            self._queue.recorder = None
-            self._queue.clear()
-            with self._turn:
-                self._holder.clear()
-                self._holder.close()
+        except CheckpointError:
+            self._drop_all()
+            raise
+        self._drop_all()
         self._guard.report()
 
     def __enter__(self) -> Self:
@@ -385,6 +377,14 @@ class DistributedGradients:
         except (GradientRefused, UpdaterFailed, CheckpointError):
             if error is None:  # otherwise the caller has a worse problem
                 raise
+
+    def _drop_all(self) -> None:
+        self._queue.recorder = None
+        self._queue.clear()
+        with self._turn:
+            self._holder.clear()
+            self._holder.close()
+        self._is_empty = True
 
     def _check_waiting(self) -> None:
         """Raise in a caller that waits, if there is no point any more."""

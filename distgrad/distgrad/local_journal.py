@@ -14,12 +14,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Condition, Lock, Thread
+from threading import Condition, Lock
 
 from distgrad import log
 from distgrad.durable.disk_events import CheckpointEnded, DiskTroubled, WriteCheckpoint
 from distgrad.durable.disk_writer import DiskWriter, Written
 from distgrad.errors import CheckpointError
+from distgrad.joinable_thread import JoinableThread
 from distgrad.local_books import LocalBooks
 
 CHECKPOINT_S = 300.0
@@ -75,7 +76,7 @@ class LocalJournal:
         self._begun_at, self._retry_at = time.monotonic(), 0.0
         self._begun_bytes = books.noted_bytes - journal_bytes
         self._begun_state = _NO_STATE if journal_bytes else self._state()
-        self._thread = Thread(target=self._run, name="distgrad-files", daemon=True)
+        self._thread = JoinableThread(self._run, "distgrad-files")
 
     @property
     def settled(self) -> int:
@@ -158,6 +159,8 @@ class LocalJournal:
 
     def close(self) -> None:
         """Write all, and a last checkpoint, as far as the disk takes it; end the thread and give the folder back.
+
+        A call that was interrupted may be repeated.
 
         Raises
         ------

@@ -203,6 +203,8 @@ class LocalKeeper:
     def close(self) -> None:
         """Write all, and a last checkpoint; give the folder back. Nobody has the turn.
 
+        A call that was interrupted may be repeated; until one has ended, parameters and queue must stay as they are.
+
         Raises
         ------
         CheckpointError

@@ -14,13 +14,15 @@ from .policies import Asynchronous, Buffered, Policy, Weighing
 from .wire import Gradient
 
 
-def step_size(policy: Policy | None) -> int:
+def step_size(policy: Policy | None, max_queue: int) -> int:
     """Tell how many gradients make an update.
 
     Parameters
     ----------
     policy : Policy or None
         As the user gave it.
+    max_queue : int
+        Gradients that may wait.
 
     Returns
     -------
@@ -30,12 +32,19 @@ def step_size(policy: Policy | None) -> int:
     Raises
     ------
     ConfigError
-        If the policy means nothing within one process.
+        If the policy means nothing within one process, or needs more gradients than may wait; if none may wait.
     """
+    if type(max_queue) is not int or max_queue < 1:
+        raise ConfigError(f"max_queue must be an integer of at least 1, got {max_queue!r}")
     if policy is None or isinstance(policy, Asynchronous):
         return 1
     if isinstance(policy, Buffered):
-        return policy.buffer_size
+        step = policy.buffer_size
+        if step > max_queue:
+            raise ConfigError(
+                f"the policy must hold {step} gradients, but max_queue is {max_queue}; raise it to {step}"
+            )
+        return step
     raise ConfigError(f"policy {policy.name!r} tells workers apart; start a broker for it: distgrad_broker.Broker")
 
 

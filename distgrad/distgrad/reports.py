@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from threading import Lock, Thread
+from threading import Lock
 
 from .errors import GradientRefused, UpdaterFailed
+from .joinable_thread import JoinableThread
 
 
 class UpdaterHandle:
@@ -14,11 +15,11 @@ class UpdaterHandle:
 
     Parameters
     ----------
-    thread : Thread
+    thread : JoinableThread
         The updater's thread.
     """
 
-    def __init__(self, thread: Thread) -> None:
+    def __init__(self, thread: JoinableThread) -> None:
         self._thread = thread
         self._error: Exception | None = None
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from threading import Lock, Thread
+from threading import Lock
 
+from .call_guard import CallGuard
 from .gradient_queue import GradientQueue, QueuedGradient
 from .holder import ParameterHolder
+from .joinable_thread import JoinableThread
 from .reports import Reports, UpdaterHandle
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,8 @@ class Updater:
         What is done with those of one update.
     reports : Reports
         Is told of a failure.
+    guard : CallGuard
+        Knows whether there is to be no thread any more.
     """
 
     def __init__(
@@ -34,13 +38,15 @@ class Updater:
         holder: ParameterHolder,
         apply: Callable[[list[QueuedGradient]], None],
         reports: Reports,
+        guard: CallGuard,
     ) -> None:
         self._queue = queue
         self._holder = holder
         self._apply = apply
         self._reports = reports
+        self._guard = guard
         self._starting = Lock()  # guards _thread: it is either running, or ended, or not there
-        self._thread: Thread | None = None
+        self._thread: JoinableThread | None = None
 
     def start(self) -> UpdaterHandle:
         """Start the thread, a daemon.
@@ -54,10 +60,13 @@ class Updater:
         ------
         AlreadyRunning
             If there is one.
+        Destroyed
+            If there is to be none any more.
         """
         with self._starting:
+            self._guard.check_alive()  # under the lock: `end` finds whatever was started before
             self._queue.open()
-            thread = Thread(name="distgrad-updater", target=lambda: self._run(handle), daemon=True)
+            thread = JoinableThread(lambda: self._run(handle), "distgrad-updater")
             handle = UpdaterHandle(thread)
             try:
                 thread.start()
@@ -82,8 +91,8 @@ class Updater:
         TimeoutError
             If it takes longer.
         """
-        self._queue.stop(drain=drain)
-        with self._starting:
+        with self._starting:  # a thread that is just being started must not miss it
+            self._queue.stop(drain=drain)
             thread = self._thread
         if thread is not None:
             thread.join(timeout)

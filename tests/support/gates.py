@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 WAIT_S = 20.0
 """How long anything may take that should happen at once, on the slowest machine."""
@@ -78,3 +81,43 @@ class Running(threading.Thread):
         if self._error is not None:
             raise self._error
         return self._result
+
+
+def interrupt(call: Callable[[], Any], has_begun: Callable[[], bool] = lambda: True) -> None:
+    """Press Ctrl-C in a call, on the main thread, that a gate keeps from ending.
+
+    Parameters
+    ----------
+    call : callable
+        What is interrupted.
+    has_begun : callable
+        Whether it is where it is to be interrupted.
+    """
+    main, called, pressed = threading.main_thread().ident, threading.Event(), threading.Event()
+    assert main is not None
+
+    def on_signal(*_: object) -> None:
+        if not pressed.is_set():
+            pressed.set()
+            raise KeyboardInterrupt
+
+    def press() -> None:
+        called.wait()
+        while not has_begun():
+            pass
+        # A signal that comes just before the main thread sleeps in a lock does not wake it: the next one does.
+        while not pressed.wait(0.01):
+            signal.pthread_kill(main, signal.SIGINT)
+
+    def call_it() -> None:
+        called.set()
+        call()
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        pressing = Running(press)
+        with pytest.raises(KeyboardInterrupt):
+            call_it()
+        pressing.result()
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,8 +1,10 @@
 """Slots of shared memory: workers on the broker's host leave gradients there, and send only their headers.
 
 A worker tells of a slot with `share`; the broker attaches to it, or says that it cannot, and then everything is sent
-through sockets. What lies in a slot is checked and applied like what comes from a socket. It is the worker's memory: a
-worker that writes to a slot before its gradient is settled spoils its own gradient, nothing else.
+through sockets. What lies in a slot is checked and applied like what comes from a socket. But it is the worker's
+memory, and it is read more than once: a rule with state checks all of a gradient before it reads it again to apply it.
+Nothing is copied in between, because that costs time. A worker that writes to a slot before its gradient is settled can
+therefore bring numbers into the parameters that were never checked. Who runs as the broker's user is trusted not to.
 """
 
 from __future__ import annotations
@@ -24,11 +26,11 @@ class SharedSlots:
     """The slots that the broker is attached to; owned by its loop."""
 
     def __init__(self) -> None:
-        # By worker: the session that told of them, and the parts that lie in each.
-        self._slots: dict[str, tuple[str, dict[int, list[memoryview]]]] = {}
+        # By worker: its session and the layout's fingerprint, and the parts that lie in each slot.
+        self._slots: dict[str, tuple[tuple[str, int], dict[int, list[memoryview]]]] = {}
 
     def attach(self, worker: str, session: str, slot: int, address: object, layout: Layout) -> Sequence[int]:
-        """Attach to a slot.
+        """Attach to a slot; those of another layout or session are let go of, but for what is queued.
 
         Parameters
         ----------
@@ -44,7 +46,7 @@ class SharedSlots:
         Returns
         -------
         sequence of int
-            All slots of this session that are known.
+            All slots that are now known.
 
         Raises
         ------
@@ -54,14 +56,15 @@ class SharedSlots:
         found = address_of(address)
         if found.size != slot_bytes(layout) or not found.size:
             raise Unavailable(f"a slot must have {slot_bytes(layout)} bytes, got {found.size}")
-        known, slots = self._slots.get(worker, ("", {}))
-        if known != session:
+        key = session, layout.fingerprint
+        known, slots = self._slots.get(worker, (key, {}))
+        if known != key:
             slots = {}
         if slot not in slots and len(slots) >= MAX_SLOTS:
             raise Unavailable(f"a worker shares at most {MAX_SLOTS} slots")
         arenas = slot_arenas(layout, attach(found, writes=False))
         slots[slot] = [arena.view(np.uint8).data for arena in arenas if arena.size]
-        self._slots[worker] = (session, slots)
+        self._slots[worker] = (key, slots)
         return sorted(slots)
 
     def forget(self, worker: str) -> None:
@@ -82,7 +85,8 @@ class SharedSlots:
         gradient : Gradient
             With a slot; its header was checked.
         """
-        session, slots = self._slots.get(gradient.worker, ("", {}))
+        # Not by its fingerprint: what names another layout than its slot was made for is refused when it is applied.
+        (session, _), slots = self._slots.get(gradient.worker, (("", 0), {}))
         if session == gradient.session and gradient.slot in slots:
             gradient.parts = slots[gradient.slot]
             gradient.size = sum(map(len, gradient.parts))

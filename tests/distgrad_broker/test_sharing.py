@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from distgrad.codec import slot_arenas, slot_bytes
+from distgrad.layout import Layout
 from distgrad.shared_pages import SharedPages, host_name
 from distgrad_broker.shared_slots import MAX_SLOTS, SharedSlots
-from support.core_kit import LAYOUT, OTHER, Kit
+from support.core_kit import LAYOUT, OTHER, Kit, frames_of
 
 if host_name() is None:
     pytest.skip("memory is shared on Linux only", allow_module_level=True)
@@ -27,15 +30,15 @@ class SharingKit(Kit):
         self.pages: list[SharedPages] = []
         self.hello()
 
-    def share(self, number: int, **keys: Any) -> dict[str, Any]:
-        self.pages.append(SharedPages(slot_bytes(LAYOUT)))
+    def share(self, number: int, layout: Layout = LAYOUT, **keys: Any) -> dict[str, Any]:
+        self.pages.append(SharedPages(slot_bytes(layout)))
         member = self.member()
         request: dict[str, Any] = {
             "worker": member.worker,
             "session": member.session,
             "slot": number,
             "address": list(self.pages[-1].address),
-            "fingerprint": LAYOUT.fingerprint,
+            "fingerprint": layout.fingerprint,
         }
         header: dict[str, Any] = self.ask("share", **(request | keys))
         return header
@@ -44,6 +47,11 @@ class SharingKit(Kit):
         gradient = self.gradient(number, parts=(), slot=slot)
         self.slots.find(gradient)
         self.handle(gradient)
+
+
+def mapped() -> set[str]:
+    """Name the pieces of shared memory that this process has mapped."""
+    return set(re.findall(r"/memfd:(distgrad-[0-9a-f]+)", Path("/proc/self/maps").read_text()))
 
 
 @pytest.fixture
@@ -128,6 +136,36 @@ def test_a_worker_cannot_make_the_broker_map_without_end(kit: SharingKit) -> Non
 
     assert kit.share(MAX_SLOTS)["error"] == "unavailable"
     assert kit.share(0)["slots"] == list(range(MAX_SLOTS))  # one that is replaced
+
+
+def test_slots_go_with_the_layout_that_they_were_made_for(kit: SharingKit) -> None:
+    for slot in range(0, 4 * MAX_SLOTS, 2):
+        for number, layout in enumerate((LAYOUT, OTHER)):
+            kit.ask("set", frames_of(layout))
+            assert kit.share(slot + number, layout)["slots"] == [slot + number]
+    kit.pages.clear()
+    gc.collect()
+
+    assert len(mapped()) == 1
+
+
+def test_what_is_queued_in_a_slot_of_a_former_layout_is_decided_on_and_what_comes_later_is_sent(
+    kit: SharingKit,
+) -> None:
+    kit.share(0)
+    kit.push_slot(1, 0)
+    kit.ask("set", frames_of(OTHER))
+    kit.share(1, OTHER)
+
+    kit.push_slot(2, 0)
+    assert kit.beat()["resend"]
+    kit.ask("set", frames_of(LAYOUT))
+    kit.work(1)
+    assert (kit.member().applied, kit.member().settled) == (1, 1)
+    kit.push(2)
+    kit.work(1)
+
+    assert (kit.member().applied, kit.member().settled) == (2, 2)
 
 
 def test_what_is_queued_keeps_the_memory_that_it_lies_in(kit: SharingKit) -> None:

@@ -7,14 +7,14 @@ import random
 import re
 import sys
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from distgrad.errors import GradientRefused, StateError
+from distgrad.errors import GradientRefused, LayoutError, StateError
 from distgrad.shared_pages import host_name
 from distgrad_broker import Broker
 from distgrad_worker import Worker
@@ -148,6 +148,22 @@ def test_memory_is_shared_where_it_can_be_and_a_slot_is_used_again_only_when_it_
 
         assert len(shared_names(os.getpid())) >= 3
         np.testing.assert_array_equal(worker.pull().parameters["w"], -sum(range(40)))
+
+
+def test_layouts_that_change_again_and_again_leave_no_memory_behind(tmp_path: Path) -> None:
+    with DurableBroker(tmp_path / "data") as broker, broker.admin() as admin:
+        admin.set_model_parameters({"w": np.zeros(SHARED_BYTES, np.float32)})
+        with Worker(broker.address) as worker:
+            for layout in range(1, 10):
+                admin.set_model_parameters({"w": np.zeros(SHARED_BYTES + layout, np.float32)})
+                while admin.status()["version"] < layout:
+                    with suppress(GradientRefused, LayoutError):  # of the former layout, the news is under way
+                        with worker.slot() as gradients:
+                            gradients["w"][:] = 1
+                        worker.flush()
+
+            # Versions, three at most, and one slot: each gradient was settled before the next.
+            assert len(shared_names(broker.process.pid)) <= 4
 
 
 def test_an_exception_in_the_block_pushes_nothing_and_the_slot_is_free_again() -> None:

@@ -253,7 +253,7 @@ class Slot:
     """Memory to compute a gradient into, which is pushed at the end of the with-block; made by `Worker.slot`.
 
     Its arrays hold whatever was there before: all of each has to be written. They must not be touched after the block:
-    the gradient may not have been read yet.
+    the gradient may not have been read yet, and what is written after it was checked reaches the parameters unchecked.
 
     Parameters
     ----------

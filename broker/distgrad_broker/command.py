@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from distgrad import config as settings
-from distgrad import log
+from distgrad import descriptors, log
 from distgrad_broker.broker import Served, serve
 from distgrad_broker.config import BrokerConfig
 
@@ -38,6 +38,7 @@ def broker(
     as_json = log_json if log_json is not None else os.environ.get("DISTGRAD_LOG_JSON", "") in ("1", "true", "yes")
     log.install(level, as_json)
     former: dict[int, Any] = {}
+    descriptors.keep_spare()  # here and not in `serve`: a program around a broker has limits of its own
 
     def on_ready(served: Served) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):

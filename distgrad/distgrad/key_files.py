@@ -7,6 +7,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from distgrad.descriptors import with_spare
 from distgrad.errors import KeyFileError
 
 HOW_TO_MAKE = "distgrad keys new NAME --role worker --dir DIR makes one"
@@ -111,7 +112,7 @@ def read(path: Path, *, secret: bool) -> dict[str, object]:
     """
     try:
         # Not blocking, because opening a named pipe would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        descriptor = with_spare(lambda: os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)))
         with open(descriptor, "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from distgrad import key_files
+from distgrad.descriptors import with_spare
 from distgrad.errors import KeyFileError
 
 KeyPath: TypeAlias = "str | os.PathLike[str]"
@@ -309,7 +310,8 @@ def _with_clients(folder: Path, public: bytes, secret: bytes) -> BrokerKeys:
         # Before the listing: a change in between then shows as a change.
         status = folder.stat()
         key_files.check_not_writable_by_others(folder, status)
-        entries = sorted(path for path in folder.iterdir() if path.suffix == ".pub" and not path.name.startswith("."))
+        names = with_spare(lambda: os.listdir(folder))
+        entries = sorted(folder / name for name in names if name.endswith(".pub") and not name.startswith("."))
     except OSError as error:
         raise KeyFileError(f"cannot read key folder {folder}: {error.strerror}") from error
     for path in entries:

@@ -121,6 +121,13 @@ def test_it_finds_that_too_few_files_may_be_open() -> None:
     assert "ulimit -n 664" in said
 
 
+def test_a_low_limit_that_the_broker_raises_by_itself_is_no_fault() -> None:
+    findings = doctor(*FREE, "--workers", 200, before="ulimit -Sn 256 && ulimit -Hn 4096")
+
+    (text,) = (finding["text"] for finding in findings if finding["about"] == "open files")
+    assert text == "a process may have 4096, enough for 200 workers"
+
+
 def test_it_finds_a_data_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     plant = in_a_namespace(f"mount -t tmpfs -o ro,size=1g nothing {tmp_path}")
 

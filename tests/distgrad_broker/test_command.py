@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from distgrad import log
+from distgrad import descriptors, log
 from distgrad.config import fields
 from distgrad_broker import command
 from distgrad_broker.broker import Served
@@ -36,6 +36,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen["log"] = (level, as_json)
 
     monkeypatch.setattr(command, "serve", serve)
+    # It would change the limits of this process.
+    monkeypatch.setattr(descriptors, "keep_spare", lambda: seen.setdefault("spare", "config" not in seen))
     monkeypatch.setattr(log, "install", install)
     return seen
 
@@ -104,6 +106,15 @@ def test_check_config_prints_every_setting_and_starts_nothing(served: dict[str, 
 
     assert [line.split(" = ")[0] for line in lines] == [field.name for field in fields(BrokerConfig)]
     assert "config" not in served
+
+
+def test_descriptors_are_kept_back_before_anybody_can_connect(served: dict[str, Any]) -> None:
+    run("--check-config")
+    assert "spare" not in served
+
+    run()
+
+    assert served["spare"]
 
 
 def test_help_names_every_setting() -> None:

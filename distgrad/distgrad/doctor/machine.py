@@ -155,15 +155,17 @@ def open_files(workers: int) -> Iterator[Finding]:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = _OWN_FILES + _FILES_PER_WORKER * workers
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        more = "" if hard == resource.RLIM_INFINITY or hard >= needed else " (as root; the hard limit is lower, too)"
+    # `distgrad broker` raises its own limit as far as it may.
+    allowed = max(soft, hard) if resource.RLIM_INFINITY not in (soft, hard) else resource.RLIM_INFINITY
+    if allowed != resource.RLIM_INFINITY and allowed < needed:
         yield fault(
             "open files",
-            f"a process may have {soft}; a broker with {workers} workers needs {needed}",
-            f"ulimit -n {needed}{more}, or LimitNOFILE= in the systemd unit",
+            f"a process may have {allowed}; a broker with {workers} workers needs {needed}",
+            f"ulimit -n {needed} (as root, because this is the hard limit), or LimitNOFILE= in the systemd unit",
         )
     else:
-        yield ok("open files", f"a process may have {soft}, enough for {workers} workers")
+        may = "as many as it likes" if allowed == resource.RLIM_INFINITY else str(allowed)
+        yield ok("open files", f"a process may have {may}, enough for {workers} workers")
 
 
 def clock() -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from distgrad.arrays import aligned_empty, lasting_empty
+from distgrad.descriptors import with_spare
 from distgrad.durable.disk_protocol import Disk, File, Lock
 from distgrad.errors import DataFolderInUse
 
@@ -104,11 +105,11 @@ class OsDisk:
 
     def create(self, path: str) -> OsFile:
         """Make a new file; see `Disk.create`."""
-        return OsFile(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666))
+        return OsFile(_opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)))
 
     def open(self, path: str) -> OsFile:
         """Open a file for writing; see `Disk.open`."""
-        return OsFile(os.open(path, os.O_WRONLY | getattr(os, "O_BINARY", 0)))
+        return OsFile(_opened(path, os.O_WRONLY | getattr(os, "O_BINARY", 0)))
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> memoryview:
         """Read a piece of a file; see `Disk.read`."""
@@ -122,7 +123,7 @@ class OsDisk:
 
     def read_into(self, path: str, offset: int, buffer: memoryview) -> int:
         """Fill a buffer from a file; see `Disk.read_into`."""
-        with open(path, "rb", buffering=0) as file:
+        with with_spare(lambda: open(path, "rb", buffering=0)) as file:
             file.seek(offset)
             done = 0
             while done < len(buffer) and (count := file.readinto(buffer[done:])):
@@ -135,7 +136,7 @@ class OsDisk:
 
     def list(self, folder: str) -> list[str]:
         """Name the files in a folder; see `Disk.list`."""
-        return sorted(os.listdir(folder))
+        return sorted(with_spare(lambda: os.listdir(folder)))
 
     def rename(self, source: str, target: str) -> None:
         """Give a file another name; see `Disk.rename`."""
@@ -149,7 +150,7 @@ class OsDisk:
         """Wait for the names in a folder; see `Disk.sync_folder`."""
         if os.name == "nt":
             return  # Windows cannot open a folder, and orders renames by itself
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = _opened(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
@@ -188,6 +189,10 @@ class OsLock:
         descriptor, self._descriptor = self._descriptor, _CLOSED
         if descriptor != _CLOSED:  # a second close would be of somebody else's file, under the same number
             os.close(descriptor)
+
+
+def _opened(path: str, flags: int) -> int:
+    return with_spare(lambda: os.open(path, flags, 0o666))
 
 
 def _lock(descriptor: int) -> None:

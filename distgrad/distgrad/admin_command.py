@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,19 @@ from rich.text import Text
 from distgrad import parameter_files
 from distgrad.admin import Admin
 from distgrad.command import DONE, REFUSED, exit_code
-from distgrad.errors import DistgradError, NoParameters
+from distgrad.errors import ConfigError, DistgradError, NoParameters
 from distgrad.health import obstacles
 from distgrad.log import escape
+from distgrad.quantities import parse_seconds
 from distgrad.reader import Reader
 from distgrad.snapshot import Snapshot
+
+# What is text whatever it looks like, and what may have a unit, as the broker's flags.
+_TEXTS = ("mode", "policy")
+_TIMES = ("grace",)
+_WORDS = {"true": True, "false": False, "none": None}
+# The whole numbers that a message can hold.
+_LEAST_WHOLE, _MOST_WHOLE = -(2**63), 2**64 - 1
 
 
 class _AdminGroup(click.Group):
@@ -139,7 +148,15 @@ def set_(broker: Admin, file: Path) -> None:
 @click.argument("settings", nargs=-1, metavar="KEY=VALUE...")
 @click.pass_obj
 def configure(broker: Admin, settings: Sequence[str]) -> None:
-    """Change the mode (mode=ascent) or numbers of the update rule (lr=0.01); print what is in force."""
+    """Change the mode, the policy or numbers of the update rule; print what is in force.
+
+    \b
+    mode=ascent            the direction of an update
+    lr=0.01 beta1=0.95     numbers of the update rule
+    policy=sync quorum=3   when a gradient counts; without policy=, settings
+                           change the one in force, and none unsets one
+    reduction=sum          how the gradients of a step are combined
+    """  # noqa: D301 (the backspace has click keep the lines as they are)
     chosen = dict(_setting(text) for text in settings)
     mode = chosen.pop("mode", None)
     in_force = broker.set_parameters(mode, **chosen)
@@ -243,18 +260,39 @@ def _write(out: Path, snapshot: Snapshot) -> None:
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """Read one ``key=value``: a number, ``true``, ``false``, or text for the mode."""
+    """Read one ``key=value``; what each key may be is the broker's to say, which knows its rule and its policies."""
     key, equals, value = text.partition("=")
     if not (key and equals and value):
-        raise click.BadParameter(f"must look like lr=0.01 or mode=ascent, got {text!r}", param_hint="KEY=VALUE")
-    if key == "mode":
+        raise click.BadParameter(
+            f"must look like lr=0.01, mode=ascent or policy=sync, got {text!r}", param_hint="KEY=VALUE"
+        )
+    if key in _TEXTS:
         return key, value
-    if value.lower() in ("true", "false"):
-        return key, value.lower() == "true"
+    if value.lower() in _WORDS:
+        return key, _WORDS[value.lower()]
+    if key in _TIMES:
+        try:
+            return key, parse_seconds(value)
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from error
+    if value.startswith("{"):
+        try:
+            return key, tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{key} must be a TOML inline table such as '{{cooldown = 3}}': {error}") from error
+    return key, _number_or_text(value)
+
+
+def _number_or_text(value: str) -> int | float | str:
     try:
-        return key, float(value)
+        if _LEAST_WHOLE <= int(value) <= _MOST_WHOLE:
+            return int(value)
     except ValueError:
-        raise click.BadParameter(f"{key} must be a number, true or false, got {value!r}", param_hint=key) from None
+        pass
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def _leaves(count: int) -> str:

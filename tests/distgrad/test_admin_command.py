@@ -196,7 +196,13 @@ def test_configure_without_settings_only_prints(shell: Shell) -> None:
     assert shell("configure").output.splitlines() == ["mode=ascent", "lr=0.5"]
 
 
-@pytest.mark.parametrize("setting", ["lr", "lr=", "=1", "lr=fast", "mode=sideways"])
+@pytest.mark.parametrize("setting", ["grace=soon", "policy_settings={limit"])
+def test_a_setting_that_cannot_be_read_asks_nothing(shell: Shell, setting: str) -> None:
+    assert shell("configure", setting).exit_code == 2
+    assert shell.broker.headers == []
+
+
+@pytest.mark.parametrize("setting", ["lr", "lr=", "=1", "mode=sideways"])
 def test_a_bad_setting_is_wrong_usage_and_asks_nothing(shell: Shell, setting: str) -> None:
     result = shell("configure", setting)
 

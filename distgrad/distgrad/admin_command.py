@@ -5,7 +5,6 @@ Results go to standard output, errors to standard error; the exit codes are thos
 
 from __future__ import annotations
 
-import json
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,17 +15,18 @@ import click
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
-from distgrad import parameter_files
+from distgrad import parameter_files, tables
 from distgrad.admin import Admin
 from distgrad.command import DONE, REFUSED, exit_code
 from distgrad.errors import ConfigError, DistgradError, NoParameters
 from distgrad.health import obstacles
+from distgrad.json_line import json_line
 from distgrad.log import escape
 from distgrad.quantities import parse_seconds
 from distgrad.reader import Reader
 from distgrad.snapshot import Snapshot
+from distgrad.tables import shown
 
 # What is text whatever it looks like, and what may have a unit, as the broker's flags.
 _TEXTS = ("mode", "policy")
@@ -40,20 +40,34 @@ class _AdminGroup(click.Group):
     """A group with an argument of its own, whose commands end with a sentence instead of a traceback."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # click takes a group's options in front of its first argument only; people write them behind it too.
+        # click takes a group's options in front of its first argument only; people write them behind it, too, and
+        # behind the command. No command has one of the same name.
+        options, rest = self._split(args)
+        if rest and rest[0] in self.commands and not (len(rest) > 1 and rest[1] in self.commands):
+            if not {*ctx.help_option_names}.isdisjoint(args):
+                return super().parse_args(ctx, ["ADDRESS", rest[0], ctx.help_option_names[-1]])
+            raise click.UsageError(
+                f"the broker's address comes before the command: expected ADDRESS {rest[0]}, got {' '.join(rest)}; "
+                f"for a broker on this machine: distgrad admin 127.0.0.1 {rest[0]}",
+                ctx,
+            )
+        return super().parse_args(ctx, [*options, *rest])
+
+    def _split(self, args: list[str]) -> tuple[list[str], list[str]]:
+        """Part the group's own options, with their values, from the address, the command and all that is its own."""
         with_value = {name for option in self.params if isinstance(option, click.Option) for name in option.opts}
         options: list[str] = []
+        rest: list[str] = []
         words = list(args)
-        address: list[str] = []
-        while words and (words[0].startswith("-") or not address):
-            if not words[0].startswith("-"):
-                address.append(words.pop(0))
-                continue
-            takes_next = words[0] in with_value
-            options.append(words.pop(0))
-            if takes_next and words:
+        while words and words[0] != "--":
+            word = words.pop(0)
+            name = word.partition("=")[0]
+            # What stands before the command and is no option of ours is a mistake of which click tells.
+            is_ours = name in with_value or (word.startswith("-") and len(rest) < 2)
+            (options if is_ours else rest).append(word)
+            if word in with_value and words:
                 options.append(words.pop(0))
-        return super().parse_args(ctx, [*options, *address, *words])
+        return options, [*rest, *words]
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -81,7 +95,7 @@ class _AdminGroup(click.Group):
 def admin(ctx: click.Context, address: str, keys: Path | None, timeout: float) -> None:
     """Control the running broker at ADDRESS.
 
-    ADDRESS is HOST, HOST:PORT or tcp://HOST:PORT, and stands before the command.
+    ADDRESS is HOST, HOST:PORT or tcp://HOST:PORT, and stands before the command. The options may also stand behind it.
     """
     ctx.obj = ctx.with_resource(Admin(address, keys, timeout))
 
@@ -161,7 +175,7 @@ def configure(broker: Admin, settings: Sequence[str]) -> None:
     mode = chosen.pop("mode", None)
     in_force = broker.set_parameters(mode, **chosen)
     for name, value in in_force.items():
-        click.echo(f"{name}={_text(value)}")
+        click.echo(f"{name}={shown(value)}")
 
 
 @admin.command()
@@ -176,15 +190,15 @@ def status(broker: Admin, as_json: bool, watch: bool, every: float) -> None:
     states = _repeat(broker, every) if watch else iter([broker.status()])
     if as_json:
         for state in states:
-            click.echo(_json(state))
+            click.echo(json_line(state))
         return
     console = Console()
     if not watch:
-        console.print(_status_table(broker.address, next(states)))
+        console.print(_status_table(broker, next(states)))
         return
     with Live(console=console, auto_refresh=False) as live:
         for state in states:
-            live.update(_status_table(broker.address, state), refresh=True)
+            live.update(_status_table(broker, state), refresh=True)
 
 
 @admin.command()
@@ -203,17 +217,23 @@ def health(ctx: click.Context, ready: bool) -> None:
 
 
 @admin.command()
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
+@click.option("--all", "with_all", is_flag=True, help="Everything that is known of each, however wide.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON, with everything that is known.")
 @click.pass_obj
-def workers(broker: Admin, as_json: bool) -> None:
-    """List the workers that the broker knows."""
+def workers(broker: Admin, with_all: bool, as_json: bool) -> None:
+    """List the workers that the broker knows.
+
+    queued is in bytes, seen the time since the last sign of life; staleness and loss are those of the last gradient.
+    """
     rows = broker.workers()
     if as_json:
-        click.echo(_json(rows))
+        click.echo(json_line(rows))
     elif not rows:
         click.echo("no workers yet")
+    elif with_all:
+        tables.print_whole(tables.of_workers(rows, with_all=True))
     else:
-        Console().print(_workers_table(rows))
+        tables.print_fitted(tables.of_workers(rows, with_all=False))
 
 
 @admin.command()
@@ -222,14 +242,14 @@ def workers(broker: Admin, as_json: bool) -> None:
 def evict(broker: Admin, worker: str) -> None:
     """End the process of WORKER, and give its grant to the others; its id may be used again."""
     broker.evict(worker)
-    click.echo(f"evicted {_text(worker)}")
+    click.echo(f"evicted {shown(worker)}")
 
 
 @admin.command()
 @click.pass_obj
 def save(broker: Admin) -> None:
     """Have the broker write its parameters to the file that it was started with."""
-    click.echo(f"saved to {_text(broker.save())}")
+    click.echo(f"saved to {shown(broker.save())}")
 
 
 @admin.command()
@@ -244,7 +264,7 @@ def destroy(broker: Admin, yes: bool) -> None:
 
 
 def _well(status: Mapping[str, Any], ready: bool) -> str:
-    version, workers = _text(status.get("version")), _text(status.get("workers_live"))
+    version, workers = shown(status.get("version")), shown(status.get("workers_live"))
     return f"{'ready' if ready else 'healthy'}: version {version}, {workers} workers"
 
 
@@ -280,10 +300,10 @@ def _setting(text: str) -> tuple[str, Any]:
             return key, tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{key} must be a TOML inline table such as '{{cooldown = 3}}': {error}") from error
-    return key, _number_or_text(value)
+    return key, _number_orshown(value)
 
 
-def _number_or_text(value: str) -> int | float | str:
+def _number_orshown(value: str) -> int | float | str:
     try:
         if _LEAST_WHOLE <= int(value) <= _MOST_WHOLE:
             return int(value)
@@ -299,43 +319,5 @@ def _leaves(count: int) -> str:
     return "1 array" if count == 1 else f"{count} arrays"
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, default=lambda other: other.hex() if isinstance(other, bytes) else str(other))
-
-
-def _text(value: Any) -> str:
-    """Show a value from a peer without letting it move the cursor or colour the terminal."""
-    if isinstance(value, float):
-        text = f"{value:.6g}"
-    elif isinstance(value, Mapping | list | tuple | bytes):
-        text = _json(value)
-    else:
-        text = "-" if value is None else str(value)
-    return escape(text)
-
-
-def _rows(status: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in status.items():
-        if isinstance(value, Mapping) and value:
-            yield from _rows(value, f"{prefix}{key}.")
-        else:
-            yield prefix + _text(key), _text(value)
-
-
-def _status_table(address: str, status: Mapping[str, Any]) -> Table:
-    table = Table(title=f"broker at {address}", title_justify="left", show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for key, value in _rows(status):
-        table.add_row(Text(key), Text(value))
-    return table
-
-
-def _workers_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table()
-    for column in columns:
-        table.add_column(Text(_text(column)), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_text(row.get(column))) for column in columns))
-    return table
+def _status_table(broker: Admin, status: Mapping[str, Any]) -> Table:
+    return tables.of_pairs(f"broker at {broker.address}", status)

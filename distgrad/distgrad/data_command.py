@@ -5,7 +5,6 @@ Nothing in the folder is locked or changed. Results go to standard output, warni
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from distgrad import parameter_files
+from distgrad import parameter_files, tables
 from distgrad.command import REFUSED
 from distgrad.durable import described
 from distgrad.durable.data_folder import DataFolder
@@ -25,6 +22,7 @@ from distgrad.durable.disk import OsDisk
 from distgrad.durable.inspection import ShownRecord, Survey, survey
 from distgrad.durable.rebuild import rebuild
 from distgrad.executor import EXECUTORS
+from distgrad.json_line import json_line
 from distgrad.log import Event, escape
 
 # A long replay tells how far it is this often.
@@ -84,14 +82,13 @@ def journal(folder: Path, verify: bool, as_json: bool, n_records: int | None) ->
     disk = OsDisk()
     found = survey(disk, DataFolder(disk, str(folder), read_only=True), verify=verify, keep_last=n_records or 0)
     if as_json:
-        click.echo(json.dumps(_as_map(folder, found, verify)))
+        click.echo(json_line(_as_map(folder, found, verify)))
     elif n_records is not None:
         for record in found.last:
             click.echo(_line(record))
     else:
-        console = Console()
         for table in (_segments(found), _checkpoints(found), _statistics(found)):
-            console.print(table)
+            tables.print_whole(table)
         if verify and not found.damages:
             click.echo("verified: every byte of the journal and of the checkpoints is as it was written")
     if found.torn is not None and not as_json:
@@ -163,25 +160,20 @@ def _as_map(folder: Path, found: Survey, verify: bool) -> dict[str, Any]:
 
 
 def _segments(found: Survey) -> Table:
-    table = _table("journal", "file", "first", "last", "versions", "bytes", "of")
+    rows = []
     for content in found.segments:
         segment = content.segment
         name, versions = Path(segment.path).name, _span(content.versions)
-        _add(table, name, segment.first, content.last, versions, content.end, segment.size)
-    return table
+        rows.append([name, segment.first, content.last, versions, content.end, segment.size])
+    return tables.of_rows("journal", ["file", "first", "last", "versions", "bytes", "of"], rows)
 
 
 def _checkpoints(found: Survey) -> Table:
-    table = _table("checkpoints", "file", "sequence", "version", "bytes")
-    for name, size in found.checkpoints:
-        _add(table, Path(name.path).name, name.sequence, name.version, size)
-    return table
+    rows = [[Path(name.path).name, name.sequence, name.version, size] for name, size in found.checkpoints]
+    return tables.of_rows("checkpoints", ["file", "sequence", "version", "bytes"], rows)
 
 
 def _statistics(found: Survey) -> Table:
-    table = Table(title="recorded", title_justify="left", show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
     rows: list[tuple[str, object]] = [("versions", _span(found.versions)), ("payload bytes", found.payload_bytes)]
     rows += _prefixed("records", found.kinds)
     rows += _prefixed("gradients of", found.workers)
@@ -190,21 +182,7 @@ def _statistics(found: Survey) -> Table:
         (f"incarnation {begun['incarnation']}", f"{begun['executor']}, distgrad {begun['distgrad']}")
         for begun in found.incarnations
     ]
-    for key, value in rows:
-        _add(table, key, value)
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for place, column in enumerate(columns):
-        table.add_column(column, overflow="fold", justify="right" if place else "left")
-    return table
-
-
-def _add(table: Table, *values: object) -> None:
-    """Add a row; nothing in it can steer the terminal or is taken for markup."""
-    table.add_row(*(Text("-" if value is None else escape(str(value))) for value in values))
+    return tables.of_pairs("recorded", rows)
 
 
 def _prefixed(prefix: str, counts: Mapping[str, int]) -> Iterable[tuple[str, object]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import click
@@ -11,6 +10,7 @@ import click
 from distgrad import addresses
 from distgrad.command import DONE, REFUSED
 from distgrad.doctor import Finding, Grade, Subject, examine
+from distgrad.json_line import json_line
 from distgrad.log import escape
 
 
@@ -46,7 +46,7 @@ def doctor(
     found = set()
     for finding in examine(subject):
         found.add(finding.grade)
-        click.echo(json.dumps(dataclasses.asdict(finding)) if as_json else _told(finding))
+        click.echo(json_line(dataclasses.asdict(finding)) if as_json else _told(finding))
     ctx.exit(REFUSED if Grade.FAULT in found else DONE)
 
 

@@ -35,7 +35,7 @@ class FakeBroker:
 
     def __init__(self) -> None:
         self.nest: Any = {"layer": {"w": np.arange(3.0, dtype=np.float32)}, "b": np.ones(1)}
-        self.workers: list[dict[str, Any]] = [{"worker": "w1", "settled": 4, "cursor": b"\x01"}, {"worker": "w2"}]
+        self.workers: list[dict[str, Any]] = [{"id": "w1", "settled": 4, "cursor": b"\x01"}, {"id": "w2"}]
         self.refusal: tuple[str, str] | None = None
         self.n_answers = 10**9
         self.set_nest: Any = None
@@ -240,14 +240,30 @@ def test_watch_goes_on_until_the_broker_stops_answering(shell: Shell, form: list
 
 
 def test_workers_are_listed_with_everything_known_of_them(shell: Shell) -> None:
-    output = shell("workers").output
+    lines = [line.split() for line in shell("workers", "--all").output.splitlines()]
 
-    for part in ("worker", "settled", "w1", "w2", "4"):
-        assert part in output
+    assert lines == [["id", "settled", "cursor"], ["w1", "4", '"01"'], ["w2", "-", "-"]]
     assert json.loads(shell("workers", "--json").output) == [
-        {"worker": "w1", "settled": 4, "cursor": "01"},
-        {"worker": "w2"},
+        {"id": "w1", "settled": 4, "cursor": "01"},
+        {"id": "w2"},
     ]
+
+
+def test_workers_without_an_option_shows_what_is_asked_first(shell: Shell) -> None:
+    head, *rows = [line.split() for line in shell("workers").output.splitlines()]
+
+    assert head == ["id", "state", "applied", "superseded", "refused", "queued", "staleness", "loss", "seen"]
+    assert [row[0] for row in rows] == ["w1", "w2"]
+
+
+@pytest.mark.parametrize("command", ["workers", "status"])
+def test_a_loss_that_is_no_number_is_null_in_json(shell: Shell, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setitem(STATUS, "loss", float("nan"))
+    shell.fake.workers = [{"id": "w1", "loss": float("nan")}]
+
+    found = json.loads(shell(command, "--json").output, parse_constant=pytest.fail)
+
+    assert (found[0] if command == "workers" else found)["loss"] is None
 
 
 def test_no_workers_is_said(shell: Shell) -> None:
@@ -257,7 +273,7 @@ def test_no_workers_is_said(shell: Shell) -> None:
 
 
 def test_what_a_peer_calls_itself_cannot_move_the_cursor_or_colour_the_terminal(shell: Shell) -> None:
-    shell.fake.workers = [{"worker": "\x1b[2J[red]x\r\n"}]
+    shell.fake.workers = [{"id": "\x1b[2J[red]x\r\n"}]
 
     output = shell("workers").output
 
@@ -330,6 +346,25 @@ def test_a_bad_address_or_option_is_wrong_usage(args: list[str]) -> None:
 
 def test_options_may_stand_behind_the_address(shell: Shell) -> None:
     assert shell("--timeout", "5", "status", "--json").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status", "--timeout", "5", "--json"],
+        ["status", "--json", "--timeout=5"],
+        ["--timeout", "5", "status", "--json"],
+    ],
+)
+def test_options_may_stand_behind_the_command_too(shell: Shell, words: list[str]) -> None:
+    assert json.loads(shell(*words).output) == STATUS
+
+
+def test_an_option_behind_the_command_counts(shell: Shell, tmp_path: Path) -> None:
+    result = shell("status", "--keys", str(tmp_path / "no.key"))
+
+    assert result.exit_code == 2
+    assert "no.key" in result.output
 
 
 def test_the_address_comes_before_the_command_and_help_needs_no_broker() -> None:

@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = asked.names or list(BENCHMARKS)
     if "torch_step" in names and importlib.util.find_spec("torch") is None:
         if asked.names:
-            parser.error("torch_step needs PyTorch: pip install 'distgrad[torch]'")
+            parser.error("torch_step needs PyTorch: pip install '.[torch]'")
         names.remove("torch_step")
         print("torch_step is left out: PyTorch is not installed", file=sys.stderr)
     results = []

@@ -6,7 +6,7 @@ Start a broker, then this on two processes, from the folder of this file::
     distgrad worker tcp://127.0.0.1:5556 jax_digits:train --processes 2
 
 or on one process with ``python jax_digits.py tcp://127.0.0.1:5556``; without an address it trains alone, with optax's
-Adam instead of a broker's. Needs ``pip install "distgrad[jax]" scikit-learn``.
+Adam instead of a broker's. Needs ``pip install ".[jax]" scikit-learn`` in the clone of distgrad.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Start a broker without an optimizer, then this on two processes, from the folder
     distgrad worker tcp://127.0.0.1:5556 sklearn_digits:train --processes 2
 
 or ``sklearn_digits:train_linear`` for a linear model; on one process with ``python sklearn_digits.py
-tcp://127.0.0.1:5556``. Without an address it trains alone. Needs ``pip install "distgrad[sklearn]"``.
+tcp://127.0.0.1:5556``. Without an address it trains alone. Needs ``pip install ".[sklearn]"`` in the clone.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def test_each_benchmark_runs_and_reports_one_line_of_json(name: str) -> None:
     if name == "memory" and not sys.platform.startswith("linux"):
         pytest.skip("peak memory is read from /proc")
     if name == "torch_step":
-        pytest.importorskip("torch", reason="needs PyTorch: pip install 'distgrad[torch]'")
+        pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
     before = {path: path.stat().st_mtime_ns for path in BENCHMARKS.glob("results/*.json")}
 
     ended = run("--tiny", name)
@@ -63,7 +63,7 @@ def test_every_result_that_is_kept_belongs_to_a_benchmark_and_tells_where_it_com
 
 @pytest.mark.slow
 def test_the_comparison_of_policies_runs() -> None:
-    pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install 'distgrad[demo]'")
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install '.[demo]'")
     command = [sys.executable, "-m", "benchmarks.stragglers", "--tiny"]
 
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)

@@ -52,7 +52,9 @@ def dtype_of(name: str) -> np.dtype[Any]:
     try:
         import ml_dtypes  # only who has such parameters pays for it
     except ImportError as error:
-        raise LayoutError("bfloat16 parameters need the extra: pip install 'distgrad[bfloat16]'") from error
+        raise LayoutError(
+            "bfloat16 parameters need the extra: pip install '.[bfloat16]' in the clone of distgrad"
+        ) from error
     dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return dtype
 

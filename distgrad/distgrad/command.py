@@ -72,7 +72,7 @@ class LazyGroup(click.Group):
         try:
             command = entry.load()
         except ModuleNotFoundError as error:
-            hint = f"pip install 'distgrad[{cmd_name}]' may bring it" if cmd_name == "demo" else None
+            hint = f"in the clone of distgrad, pip install '.[{cmd_name}]' may bring it" if cmd_name == "demo" else None
             raise ConfigError(f"{cmd_name!r} needs the module {error.name!r}, which is missing", hint=hint) from error
         if not isinstance(command, click.Command):
             raise TypeError(f"entry point {entry.value} of {GROUP} is not a click command")

@@ -39,10 +39,11 @@ SHOWN_RECORDS = 20
     "--executor", type=click.Choice(EXECUTORS), help="What repeats the updates.  [default: numba if it is installed]"
 )
 def replay(folder: Path, until: int | None, out: Path, executor: str | None) -> None:
-    """Rebuild any version of the parameters, bit for bit, from the data folder DIR.
+    """Rebuild a version of the parameters, bit for bit, from the data folder DIR.
 
-    The folder may be in use by a broker; it is only read. The same bits are promised where the same executor of the
-    same distgrad repeats the updates; if another one does, you are warned.
+    Any version can be had that is not older than the oldest checkpoint in it. The folder may be in use by a broker; it
+    is only read. The same bits are promised where the same executor of the same distgrad repeats the updates; if
+    another one does, you are warned.
     """
     parameter_files.check_suffix(out)
     rebuilt = rebuild(OsDisk(), str(folder), until, executor=executor, on_progress=_progress())

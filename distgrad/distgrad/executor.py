@@ -75,7 +75,9 @@ class Executor:
                 from .kernels import Compiler  # not before parameters exist: it takes most of a second
             except ImportError as error:
                 if self._wanted == "numba":
-                    raise ConfigError("executor 'numba' needs the extra: pip install 'distgrad[fast]'") from error
+                    raise ConfigError(
+                        "executor 'numba' needs the extra: pip install '.[fast]' in the clone of distgrad"
+                    ) from error
                 self._wanted = "numpy"
                 return "numpy"
             self._compiler = Compiler()

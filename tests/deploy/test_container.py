@@ -27,7 +27,7 @@ def tool(name: str) -> str:
     """Find a linter beside the interpreter or on PATH, or skip."""
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
-        pytest.skip(f"{name} is not installed: make deployment, or pip install 'distgrad[deploy]'")
+        pytest.skip(f"{name} is not installed: make deployment, or pip install '.[deploy]'")
     return found
 
 

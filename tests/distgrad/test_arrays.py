@@ -42,7 +42,7 @@ def test_without_ml_dtypes_a_layout_is_refused_with_what_to_install(monkeypatch:
     frame = Layout.of(START).to_frame()
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
 
-    with pytest.raises(MalformedMessage, match=r"pip install 'distgrad\[bfloat16\]'"):
+    with pytest.raises(MalformedMessage, match=r"pip install '\.\[bfloat16\]'"):
         Layout.from_frame(frame)
     with pytest.raises(LayoutError, match="need the extra"):
         dtype_of(BFLOAT16)

@@ -229,7 +229,7 @@ def test_it_warns_that_numba_is_missing(monkeypatch: pytest.MonkeyPatch) -> None
 
     [finding] = kernels()
 
-    assert (finding.grade, finding.mend) == ("warning", "pip install 'distgrad[fast]'")
+    assert (finding.grade, finding.mend) == ("warning", "in the clone of distgrad: pip install '.[fast]'")
 
 
 def test_people_read_one_line_for_a_finding_and_one_to_mend_it() -> None:

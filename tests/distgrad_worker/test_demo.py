@@ -61,7 +61,8 @@ def test_without_the_extra_one_line_says_how_to_install_it(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in hidden else find_spec(name))
 
     assert main(["demo", *options]) == 2
-    assert capsys.readouterr().err == f'error: the demo needs {missing}: pip install "distgrad[demo]"\n'
+    mend = 'pip install ".[demo]" in the clone of distgrad'
+    assert capsys.readouterr().err == f"error: the demo needs {missing}: {mend}\n"
 
 
 def test_a_picture_that_cannot_be_written_is_refused_before_the_training(

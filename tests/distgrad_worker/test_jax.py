@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-pytest.importorskip("jax", reason="needs JAX: pip install 'distgrad[jax]'")
+pytest.importorskip("jax", reason="needs JAX: pip install '.[jax]'")
 
 import jax
 import jax.numpy as jnp
@@ -314,7 +314,7 @@ def test_nothing_can_be_done_inside_a_function_that_is_traced(worker: Worker) ->
 
 
 def test_structures_of_flax_come_back_as_they_are(worker: Worker) -> None:
-    flax = pytest.importorskip("flax", reason="needs Flax: pip install 'distgrad[flax]'")
+    flax = pytest.importorskip("flax", reason="needs Flax: pip install '.[flax]'")
     train_state = flax.struct.dataclass(
         type("TrainState", (), {"__annotations__": {"params": Any, "scale": Any}, "__module__": __name__})
     )
@@ -328,7 +328,7 @@ def test_structures_of_flax_come_back_as_they_are(worker: Worker) -> None:
 
 
 def test_a_module_of_flax_nnx_takes_over_what_is_pulled(worker: Worker) -> None:
-    pytest.importorskip("flax", reason="needs Flax: pip install 'distgrad[flax]'")
+    pytest.importorskip("flax", reason="needs Flax: pip install '.[flax]'")
     from flax import nnx
 
     model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("jax", reason="needs JAX: pip install 'distgrad[jax]'")
-pytest.importorskip("optax", reason="needs optax: pip install 'distgrad[jax]'")
+pytest.importorskip("jax", reason="needs JAX: pip install '.[jax]'")
+pytest.importorskip("optax", reason="needs optax: pip install '.[jax]'")
 
 import jax
 import jax.numpy as jnp

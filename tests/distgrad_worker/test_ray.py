@@ -122,7 +122,7 @@ if __name__ == "__main__":
 
 @pytest.mark.timeout(300)
 def test_the_digits_are_learnt_although_a_worker_is_killed(tmp_path: Path) -> None:
-    pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install 'distgrad[demo]'")
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install '.[demo]'")
     environment = {"PYTHONPATH": str(ROOT / "examples"), "WAS_KILLED": str(tmp_path / "killed")}
 
     with run_alone(DIGITS, tmp_path, environment) as script:

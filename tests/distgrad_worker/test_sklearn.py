@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("sklearn", reason="needs scikit-learn: pip install 'distgrad[sklearn]'")
+pytest.importorskip("sklearn", reason="needs scikit-learn: pip install '.[sklearn]'")
 
 from scipy.sparse import csr_matrix
 from sklearn.cluster import MiniBatchKMeans

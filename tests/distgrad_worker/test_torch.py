@@ -14,7 +14,7 @@ from distgrad.errors import GradientRefused
 from distgrad_broker import Broker
 from distgrad_worker import Worker
 
-torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'distgrad[torch]'")
+torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
 DistributedOptimizer: Any = pytest.importorskip("distgrad_worker.torch").DistributedOptimizer
 models: Any = pytest.importorskip("support.torch_models")
 

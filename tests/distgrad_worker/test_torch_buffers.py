@@ -11,7 +11,7 @@ import distgrad
 from distgrad.errors import ConfigError, LayoutError
 from distgrad_worker import Worker
 
-torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'distgrad[torch]'")
+torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
 adapter: Any = pytest.importorskip("distgrad_worker.torch")
 models: Any = pytest.importorskip("support.torch_models")
 

@@ -14,7 +14,7 @@ import pytest
 
 from support.broker_process import broker_process
 
-pytest.importorskip("torch", reason="needs PyTorch: pip install 'distgrad[torch]'")
+pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 STEPS = 100

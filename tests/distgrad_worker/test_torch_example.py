@@ -37,8 +37,8 @@ def test_the_documentation_shows_what_makes_a_script_distributed() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # on busy cores importing PyTorch alone takes a minute
 def test_two_processes_learn_as_one_does() -> None:
-    pytest.importorskip("torch", reason="needs PyTorch: pip install 'distgrad[torch]'")
-    pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install 'distgrad[demo]'")
+    pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install '.[demo]'")
     found = [last_accuracy([sys.executable, "torch_digits_single.py"])]
 
     with broker_process("--policy", "sync", "--optimizer", "adam", "--lr", "0.003") as (address, _):

@@ -15,7 +15,7 @@ from distgrad_broker import Broker
 from distgrad_worker import Worker
 from support.key_folders import make_key_folder
 
-torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'distgrad[torch]'")
+torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
 DistributedOptimizer: Any = pytest.importorskip("distgrad_worker.torch").DistributedOptimizer
 models: Any = pytest.importorskip("support.torch_models")
 

@@ -8,8 +8,8 @@ import pytest
 
 import distgrad
 
-torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'distgrad[torch]'")
-pytest.importorskip("ml_dtypes", reason="bfloat16 needs ml_dtypes: pip install 'distgrad[bfloat16]'")
+torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
+pytest.importorskip("ml_dtypes", reason="bfloat16 needs ml_dtypes: pip install '.[bfloat16]'")
 DistributedOptimizer: Any = pytest.importorskip("distgrad_worker.torch").DistributedOptimizer
 models: Any = pytest.importorskip("support.torch_models")
 

@@ -11,7 +11,7 @@ import distgrad
 from distgrad import Admin
 from distgrad.errors import GradientRefused, StateError
 
-torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'distgrad[torch]'")
+torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
 DistributedOptimizer: Any = pytest.importorskip("distgrad_worker.torch").DistributedOptimizer
 models: Any = pytest.importorskip("support.torch_models")
 

@@ -12,7 +12,7 @@ import distgrad
 from distgrad.errors import ConfigError, LayoutError, StateError
 from distgrad_worker import Worker
 
-torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'distgrad[torch]'")
+torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
 DistributedOptimizer: Any = pytest.importorskip("distgrad_worker.torch").DistributedOptimizer
 models: Any = pytest.importorskip("support.torch_models")
 

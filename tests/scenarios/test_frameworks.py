@@ -47,7 +47,7 @@ def alone(steps: int) -> three_frameworks.Arrays:
 def test_numpy_torch_and_jax_train_one_model_together() -> None:
     """The first offer may be any one's; by its names each finds its leaves, and the steps are those of one process."""
     for name in ("jax", "optax", "torch"):
-        pytest.importorskip(name, reason="needs torch and JAX: pip install 'distgrad[jax]' torch")
+        pytest.importorskip(name, reason="needs torch and JAX: pip install '.[jax]' torch")
     targets = ("train_numpy", "train_torch", "train_jax")
     folder = Path(three_frameworks.__file__).parent
 
@@ -83,7 +83,7 @@ def named(parameters: Any) -> three_frameworks.Arrays:
 
 def test_the_example_with_jax_does_as_well_as_its_twin() -> None:
     for name in ("jax", "optax", "sklearn"):
-        pytest.importorskip(name, reason="needs JAX and scikit-learn: pip install 'distgrad[jax,sklearn]'")
+        pytest.importorskip(name, reason="needs JAX and scikit-learn: pip install '.[jax,sklearn]'")
     digits = example("jax_digits")
     _, test_data = digits.load_data()
 
@@ -99,7 +99,7 @@ def test_the_example_with_jax_does_as_well_as_its_twin() -> None:
 
 @pytest.mark.parametrize(("target", "make"), [("train", "network"), ("train_linear", "linear")])
 def test_the_example_with_scikit_learn_does_as_well_as_its_twin(target: str, make: str) -> None:
-    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install 'distgrad[sklearn]'")
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install '.[sklearn]'")
     from distgrad_worker.sklearn import pull
 
     digits = example("sklearn_digits")

@@ -125,7 +125,7 @@ def test_thirty_kills_of_each_lose_and_double_nothing(tmp_path: Path, options: t
 
 def train(folder: Path, steps: int, kills: int) -> dict[str, bytes]:
     """Train the digits with a fixed set of four, and give the parameters' bytes."""
-    pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install 'distgrad[demo]'")
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install '.[demo]'")
     examples = Path(__file__).resolve().parents[2] / "examples"
     chance = random.Random(kills)
     with ExitStack() as stack:

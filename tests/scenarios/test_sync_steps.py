@@ -17,7 +17,7 @@ from distgrad.layout import Layout
 from distgrad.policies import Synchronous
 from support.core_kit import Kit
 
-pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install 'distgrad[demo]'")
+pytest.importorskip("sklearn", reason="the digits come with scikit-learn: pip install '.[demo]'")
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = ("w0", "w1", "w2", "w3")

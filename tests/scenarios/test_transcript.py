@@ -68,7 +68,10 @@ def test_the_tutorial_was_gone_through_to_its_end() -> None:
     shown = {step for host in ("boss", "other") for step in typed(rf"{host}\$")}
     told = {line for block in blocks("docs/tutorial.md", "sh")[1:] for line in block.splitlines()[1:]}
 
-    instead = {"scp boss:trainer.key .", 'pkill -9 -f "distgrad broker"'}  # the transcript says what, and why
+    instead = {
+        "scp boss:trainer.key .",
+        'kill -9 $(pgrep -n -f "distgrad broker --control 0.0.0.0")',
+    }  # the transcript says what, and why
     assert told - shown == instead
 
 

@@ -38,8 +38,8 @@ class Stage:
         program, *words = (BROKER_IP if word == "boss" else word for word in shlex.split(line))
         if program == "scp":
             shutil.copy(self.folders["boss"] / words[0].removeprefix("boss:"), self.folders[host] / words[1])
-        elif program == "pkill":
-            assert words == ["-9", "-f", "distgrad broker"]
+        elif program == "kill":
+            assert line == 'kill -9 $(pgrep -n -f "distgrad broker --control 0.0.0.0")'
             assert self.broker is not None
             self.broker.kill()
         elif program == "distgrad" and words[0] == "broker":

@@ -135,7 +135,7 @@ def _check_extra(names: Sequence[str]) -> None:
     titles = {"sklearn": "scikit-learn"}
     missing = [titles.get(name, name) for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f'the demo needs {" and ".join(missing)}: pip install "distgrad[demo]"')
+        raise ConfigError(f'the demo needs {" and ".join(missing)}: pip install ".[demo]" in the clone of distgrad')
 
 
 @contextlib.contextmanager

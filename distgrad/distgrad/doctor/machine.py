@@ -86,7 +86,9 @@ def kernels() -> Iterator[Finding]:
     """
     if importlib.util.find_spec("numba") is None:
         yield warning(
-            "kernels", "numba is not installed: updates take several times as long", "pip install 'distgrad[fast]'"
+            "kernels",
+            "numba is not installed: updates take several times as long",
+            "in the clone of distgrad: pip install '.[fast]'",
         )
         return
     command = [sys.executable, "-P", "-c", _COMPILE]
@@ -101,7 +103,7 @@ def kernels() -> Iterator[Finding]:
             "kernels",
             f"numba is installed but cannot compile: {why}",
             "allow memory that is written and executed (systemd: MemoryDenyWriteExecute=no), "
-            "or mend it by: pip install --force-reinstall 'distgrad[fast]'",
+            "or mend it by, in the clone of distgrad: pip install --force-reinstall '.[fast]'",
         )
     elif done.stdout.strip() == "cached":
         yield ok("kernels", f"numba {version('numba')} compiles, and keeps what it compiled")

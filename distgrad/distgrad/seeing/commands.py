@@ -109,5 +109,5 @@ def _extra(module: str, extra: str) -> Any:
             raise
         raise ConfigError(
             f"`distgrad {extra}` needs the module {(error.name or module).partition('.')[0]!r}, which is missing",
-            hint=f"pip install 'distgrad[{extra}]'",
+            hint=f"in the clone of distgrad: pip install '.[{extra}]'",
         ) from error

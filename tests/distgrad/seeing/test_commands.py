@@ -34,7 +34,7 @@ def test_a_missing_extra_is_named_in_one_line(command: str, module: str) -> None
     )  # fmt: skip
 
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1] == f"hint: pip install 'distgrad[{command}]'"
+    assert done.stderr.splitlines()[-1] == f"hint: in the clone of distgrad: pip install '.[{command}]'"
     assert f"needs the module '{module}'" in done.stderr
 
 

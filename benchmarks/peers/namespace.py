@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-_MARK = "DISTGRAD_BENCH_PEERS_NAMESPACE"
+_MARK = "BENCH_PEERS_NAMESPACE"
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1  # linux/sockios.h, linux/if.h
 _REQUEST = "16sH22x"  # struct ifreq: name and flags
 

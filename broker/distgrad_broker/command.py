@@ -11,6 +11,7 @@ import click
 
 from distgrad import config as settings
 from distgrad import descriptors, log
+from distgrad.environment import check_variables
 from distgrad_broker.broker import Served, serve
 from distgrad_broker.config import BrokerConfig
 
@@ -30,6 +31,7 @@ def broker(
     applied, and with --save the parameters are written. A setting comes from its flag, else from DISTGRAD_NAME in the
     environment, else from --config, else it has its default.
     """
+    check_variables(BrokerConfig, os.environ)
     loaded = settings.load(BrokerConfig, flags, config_file, os.environ)
     if check_config:
         click.echo(loaded.describe())

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         CheckpointError,
         ConfigError,
         ControlError,
+        DataDamaged,
+        DataFolderInUse,
         DeliveryFailed,
         Destroyed,
         DistgradError,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
         SnapshotRevoked,
         StateError,
         UpdaterFailed,
+        WrongProtocol,
     )
     from distgrad.in_process import DistributedGradients
     from distgrad.reader import Reader
@@ -56,6 +59,8 @@ _HOMES = {
         "CheckpointError",
         "ConfigError",
         "ControlError",
+        "DataDamaged",
+        "DataFolderInUse",
         "DeliveryFailed",
         "Destroyed",
         "DistgradError",
@@ -74,6 +79,7 @@ _HOMES = {
         "SnapshotRevoked",
         "StateError",
         "UpdaterFailed",
+        "WrongProtocol",
     ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -89,6 +95,8 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "ControlError",
+    "DataDamaged",
+    "DataFolderInUse",
     "DeliveryFailed",
     "Destroyed",
     "DistgradError",
@@ -110,6 +118,7 @@ __all__ = [
     "SnapshotRevoked",
     "StateError",
     "UpdaterFailed",
+    "WrongProtocol",
     "__version__",
 ]
 

@@ -264,8 +264,13 @@ def _read(path: Path, known: list[str]) -> dict[str, Any]:
         raise ConfigError(f"cannot read {path}: {error.strerror}", hint="give the path of a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not a TOML file: {error}") from error
-    for key in values:
+    for key, value in values.items():
         if key not in known:
+            if isinstance(value, dict):
+                raise ConfigError(
+                    f"{path}: unknown table [{key}]; settings stand at the top level of the file, in no table",
+                    hint=f"take the line [{key}] out",
+                )
             near = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
             hint = f"did you mean {near[0]}?" if near else None
             raise ConfigError(f"{path}: unknown key {key!r}; allowed are {', '.join(known)}", hint=hint)

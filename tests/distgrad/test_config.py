@@ -155,6 +155,15 @@ def test_a_bad_flag_or_variable_is_named() -> None:
         loaded(environ={"DISTGRAD_NUM_THREADS": "0"})
 
 
+def test_a_table_is_refused_and_where_settings_stand_is_said(file: Path) -> None:
+    file.write_text("[broker]\nlr = 1.0\n")
+
+    with pytest.raises(ConfigError, match=r"unknown table \[broker\]; settings stand at the top level") as caught:
+        loaded(file=file)
+
+    assert caught.value.hint == "take the line [broker] out"
+
+
 def test_an_unknown_key_is_refused_with_the_known_ones_and_the_nearest(file: Path) -> None:
     file.write_text("queue-bytes = 1")
 

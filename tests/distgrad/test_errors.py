@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import inspect
 import pickle
+from pathlib import Path
 
 import pytest
 
+import distgrad
 from distgrad import errors
 from distgrad.errors import (
     BrokerUnreachable,
@@ -72,6 +74,15 @@ def test_every_error_survives_pickling_with_its_fields(kind: type[DistgradError]
 def test_every_error_is_in_the_tree_of_the_docstring(kind: type[DistgradError]) -> None:
     assert errors.__doc__ is not None
     assert kind.__name__ in errors.__doc__
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_error_can_be_imported_from_the_package_and_is_on_the_page_of_names(kind: type[DistgradError]) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "names.md").read_text()
+
+    assert getattr(distgrad, kind.__name__) is kind
+    assert kind.__name__ in distgrad.__all__
+    assert kind is DistgradError or f"\n| `{kind.__name__}` |" in page
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from distgrad import descriptors, log
 from distgrad.config import fields
+from distgrad.errors import ConfigError
 from distgrad_broker import command
 from distgrad_broker.broker import Served
 from distgrad_broker.config import BrokerConfig
@@ -129,3 +130,15 @@ def test_an_address_without_a_port_means_the_usual_one() -> None:
         found = broker.wait_for_line(r"^distgrad broker control=(\S+) gradients=(\S+)")
 
         assert found.groups() == ("tcp://127.83.7.1:5556", "tcp://127.83.7.2:5555")
+
+
+def test_a_variable_that_nothing_reads_is_refused_before_anything_begins(
+    served: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTGRAD_LRR", "3")
+
+    with pytest.raises(ConfigError, match="DISTGRAD_LRR") as caught:
+        run()
+
+    assert "DISTGRAD_LR?" in str(caught.value.hint)
+    assert "config" not in served

@@ -5,6 +5,7 @@ Results go to standard output, errors to standard error; the exit codes are thos
 
 from __future__ import annotations
 
+import socket
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from distgrad import parameter_files, tables
+from distgrad import addresses, parameter_files, tables
 from distgrad.admin import Admin
 from distgrad.command import DONE, REFUSED, exit_code
 from distgrad.errors import ConfigError, DistgradError, NoParameters
@@ -27,6 +28,10 @@ from distgrad.quantities import parse_seconds
 from distgrad.reader import Reader
 from distgrad.snapshot import Snapshot
 from distgrad.tables import shown
+
+# A broker that was destroyed is there for 5 seconds more.
+GONE_WITHIN_S = 10.0
+_LOOK_EVERY_S = 0.1
 
 # What is text whatever it looks like, and what may have a unit, as the broker's flags.
 _TEXTS = ("mode", "policy")
@@ -256,11 +261,29 @@ def save(broker: Admin) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def destroy(broker: Admin, yes: bool) -> None:
-    """End the broker; its queue and its parameters are gone."""
+    """End the broker, and wait until it is gone; its queue and its parameters are gone, too."""
     if not yes:
         click.confirm(f"End the broker at {broker.address} and drop its parameters?", abort=True)
     broker.destroy()
-    click.echo("destroyed")
+    # It goes on for some seconds, to tell it to whoever asks; a script that begins another one needs the ports.
+    if _is_gone(broker.address):
+        click.echo("destroyed")
+    else:
+        click.echo(f"destroyed; something still listens at {broker.address}, so the ports may not be free yet")
+
+
+def _is_gone(endpoint: str) -> bool:
+    """Wait until nobody listens there any more; False if somebody does for too long, such as a proxy or a successor."""
+    address = addresses.parse(endpoint, addresses.CONTROL_PORT)
+    give_up_at = time.monotonic() + GONE_WITHIN_S
+    while True:
+        try:
+            socket.create_connection((address.host, address.port), timeout=1.0).close()
+        except OSError:
+            return True
+        if time.monotonic() >= give_up_at:
+            return False
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _well(status: Mapping[str, Any], ready: bool) -> str:

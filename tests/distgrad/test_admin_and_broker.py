@@ -15,6 +15,7 @@ from distgrad.errors import BrokerRestarted, BrokerUnreachable, ControlError, De
 from distgrad_worker import Worker
 from support.broker_process import broker_process
 from support.ports import free_port
+from support.processes import Process, run
 from support.scripted_broker import ScriptedBroker
 
 
@@ -118,3 +119,16 @@ def test_destroy_ends_the_broker_and_every_later_call_raises() -> None:
             with pytest.raises(Destroyed):
                 call()
         assert process.wait() == 0
+
+
+def test_behind_the_command_destroy_another_broker_can_have_the_ports_at_once() -> None:
+    ports = [free_port(), free_port()]
+    words = ["broker", "--control", f"127.0.0.1:{ports[0]}", "--gradients", f"127.0.0.1:{ports[1]}"]
+    with Process(*words) as first:
+        first.wait_for_line(r"control=(\S+)")
+        done = run("admin", f"127.0.0.1:{ports[0]}", "destroy", "--yes")
+        with Process(*words) as second:
+            second.wait_for_line(r"^distgrad broker control=(\S+)")
+        assert first.wait() == 0
+
+    assert (done.returncode, done.stdout) == (0, "destroyed\n")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from distgrad import codec, parameter_files
+from distgrad import admin_command, codec, parameter_files
 from distgrad.admin_command import admin
 from distgrad.layout import Layout
 from support.scripted_broker import Request, ScriptedBroker
@@ -285,7 +285,8 @@ def test_save_tells_the_path(shell: Shell) -> None:
     assert shell("save").output == "saved to /var/lib/p.safetensors\n"
 
 
-def test_destroy_asks_first(shell: Shell) -> None:
+def test_destroy_asks_first(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin_command, "GONE_WITHIN_S", 0.0)  # the scripted broker stays
     assert shell("destroy", text="n\n").exit_code == 1
     assert shell.broker.ops == []
 
@@ -293,8 +294,12 @@ def test_destroy_asks_first(shell: Shell) -> None:
     assert shell.broker.ops == ["status", "destroy"]
 
 
-def test_destroy_with_yes_asks_nobody(shell: Shell) -> None:
-    assert shell("destroy", "--yes").output == "destroyed\n"
+def test_destroy_with_yes_asks_nobody_and_says_that_something_still_listens(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin_command, "GONE_WITHIN_S", 0.0)
+
+    assert shell("destroy", "--yes").output.startswith("destroyed; something still listens at ")
 
 
 @pytest.mark.parametrize(

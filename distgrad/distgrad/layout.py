@@ -384,11 +384,8 @@ class Layout:
             if number is not None:
                 values[number] = value
             elif value is not None:
-                raise LayoutError(f"leaf {name!r} is not one of the parameters{self._hint()}", leaf=name)
+                raise LayoutError(nests.stranger(name, nest, list(self._index)), leaf=name)
         return values
-
-    def _hint(self) -> str:
-        return f" ({', '.join(repr(leaf.name) for leaf in self.leaves[:4])}{', …' if len(self.leaves) > 4 else ''})"
 
     @staticmethod
     def _checked(leaf: Leaf, value: Any) -> NDArray[Any]:

@@ -182,6 +182,35 @@ def build(structure: Structure, leaves: Sequence[Any], like: Nest = None) -> Nes
     return dict(zip(keys, values, strict=True))
 
 
+def stranger(name: str, nest: Nest, known: Sequence[str]) -> str:
+    """Say why a leaf of a nest is none of the parameters.
+
+    Parameters
+    ----------
+    name : str
+        Path of the leaf.
+    nest : nest
+        What it is in.
+    known : sequence of str
+        Paths of the parameters; the leaf's is none of them.
+
+    Returns
+    -------
+    str
+        A sentence that leads to the cause: most often a list was given for an array, or an array for a dict.
+    """
+    for leaf in known:
+        if not leaf or name.startswith(f"{leaf}."):
+            inner = _found(nest, leaf)
+            place = f"leaf {leaf!r}" if leaf else "the nest"
+            advice = "the array itself" if isinstance(inner, dict) else "numpy.asarray of it"
+            return f"{place} must be one array, got a {_kind(inner)} of {len(inner)}; pass {advice}"
+    listed = ", ".join(map(repr, known[:4])) + (", …" if len(known) > 4 else "")
+    if not name:
+        return f"expected a nest with the leaves {listed}, got one array or number; pass it under its name"
+    return f"leaf {name!r} is not one of the parameters: {listed}"
+
+
 def is_flat(structure: Structure) -> bool:
     """Tell whether a structure is one container of leaves, as a model's state by name is.
 
@@ -249,6 +278,18 @@ def _kind(node: Any) -> str:
     if isinstance(node, tuple):
         return "namedtuple" if hasattr(node, "_fields") else "tuple"
     return ""
+
+
+def _found(nest: Nest, path: str, at: str = "", depth: int = 0) -> Nest:
+    """Return what lies at a path, or None; for messages, as it looks everywhere."""
+    if at == path and (depth or not path):
+        return nest
+    kind = _kind(nest)
+    for key, value in _items(nest, kind) if kind else ():
+        found = _found(value, path, join(at, key, depth), depth + 1)
+        if found is not None:
+            return found
+    return None
 
 
 def _items(node: Any, kind: str) -> Any:

@@ -89,6 +89,14 @@ def test_it_finds_a_library_that_is_too_old(tmp_path: Path) -> None:
     assert "pip install 'msgpack>=1.2.1'" in said
 
 
+def test_a_port_that_a_broker_has_leads_to_asking_it() -> None:
+    with broker_process() as (endpoint, _):
+        address = endpoint.removeprefix("tcp://")
+        said = the_fault(doctor("--control", address, "--gradients", "127.0.0.1:0"), "ports")
+
+    assert f"a broker runs there, look at it with: distgrad doctor {address}" in said
+
+
 def test_it_finds_a_port_that_is_taken() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -241,7 +241,7 @@ def test_parameters_that_the_journal_cannot_describe_are_refused_before_they_are
         shared.set_model_parameters(np.ones(1))
         with pytest.raises(LayoutError, match="on the wire"):
             shared.set_model_parameters(huge)
-        with pytest.raises(LayoutError, match=r"must have|not one of"):
+        with pytest.raises(LayoutError, match=r"must have|must be one array"):
             shared.add_gradients(huge)
         assert shared.get_model_parameters().tolist() == [1]
     with DistributedGradients(data=tmp_path) as again:

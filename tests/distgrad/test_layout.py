@@ -147,7 +147,9 @@ PARAMETERS = {"w": np.ones((2, 3), np.float32), "n": np.arange(4), "e": np.ones(
         ({"w": np.ones((2, 3), complex)}, "'w' must cast to float32"),
         ({"w": np.full((2, 3), "1")}, "'w' must cast to float32"),
         ({"w": np.full((2, 3), None)}, "'w' must cast to float32"),
-        ({"w": [np.ones(3), np.ones(3)]}, r"'w\.0' is not one of the parameters \('w', 'n', 'e', 's'\)"),
+        ({"w": [1.0, 2.0, 3.0]}, r"leaf 'w' must be one array, got a list of 3; pass numpy\.asarray of it"),
+        ({"w": {"x": np.ones(3)}}, r"leaf 'w' must be one array, got a dict of 1; pass the array itself"),
+        ({"v": np.ones(3)}, r"leaf 'v' is not one of the parameters: 'w', 'n', 'e', 's'"),
         ({"n": np.ones(4)}, "'n' is int64 and has no gradient"),
         ({"other": np.ones(1)}, "'other' is not one of the parameters"),
     ],
@@ -245,3 +247,24 @@ def test_ten_thousand_leaves_are_one_arena() -> None:
     assert len(layout.arenas) == 1
     assert Layout.from_frame(layout.to_frame()) == layout
     assert same(layout.nest(layout.views(layout.pack(nest))), nest)
+
+
+def test_a_list_for_one_bare_array_is_called_so() -> None:
+    layout = Layout.of(np.zeros(3))
+
+    with pytest.raises(LayoutError, match=r"the nest must be one array, got a list of 3; pass numpy\.asarray of it"):
+        layout.pack([1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("bare", [np.ones(3), 3.0])
+def test_one_array_for_named_ones_is_called_so(bare: Any) -> None:
+    with pytest.raises(LayoutError, match=r"with the leaves 'w', got one array or number; pass it under its name"):
+        Layout.of({"w": np.zeros(3)}).pack(bare)
+
+
+def test_a_leaf_deep_in_a_nest_is_called_by_its_path() -> None:
+    layout = Layout.of({"a": [{"w": np.zeros(2)}], "b": np.zeros(1)})
+
+    with pytest.raises(LayoutError, match=r"leaf 'a\.0\.w' must be one array, got a tuple of 2") as caught:
+        layout.pack({"a": [{"w": (1.0, 2.0)}], "b": np.zeros(1)})
+    assert caught.value.leaf == "a.0.w.0"

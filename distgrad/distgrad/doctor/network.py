@@ -14,6 +14,8 @@ from distgrad.keys import BrokerKeys, ClientKeys
 from distgrad.version import __version__
 
 _PATIENCE_S = 5.0
+# For a look whether what has a port on this machine is a broker.
+_GLANCE_S = 1.0
 
 
 def keys(path: Path) -> Iterator[Finding]:
@@ -64,9 +66,22 @@ def ports(control: str, gradients: str) -> Iterator[Finding]:
             sockets.gradient_server(context, address.endpoint).close()
             yield ok("ports", f"{address.endpoint} is free for --{name}")
         except ConfigError as error:
-            yield fault("ports", str(error), f"end what listens there (ss -ltnp), or give --{name} another address")
+            yield fault("ports", str(error), _way_out(name, address, control))
         finally:
             context.term()
+
+
+def _way_out(name: str, taken: addresses.Address, control: str) -> str:
+    """Say what to do about a port that is taken: by a broker, as most often, or by something else."""
+    at = addresses.parse(control, addresses.CONTROL_PORT)
+    asked = addresses.Address("127.0.0.1", at.port) if at.is_wildcard else at
+    other = f"give --{name} another address"
+    try:
+        with Admin(str(asked), timeout=_GLANCE_S) as admin:
+            admin.status()
+    except DistgradError:
+        return f"end what listens there (ss -ltnp), or {other}; if it is a broker with keys: distgrad doctor {asked}"
+    return f"a broker runs there, look at it with: distgrad doctor {asked}; for a second one {other}"
 
 
 def broker(address: str, key_path: Path | None) -> Iterator[Finding]:

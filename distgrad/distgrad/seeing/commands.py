@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import click
 
 from distgrad import addresses
 from distgrad.errors import ConfigError
+from distgrad.keys import ClientKeys
 from distgrad.seeing.watcher import Watcher
 
 METRICS_PORT = 9469
@@ -42,6 +44,11 @@ def top(address: str, keys: Path | None, every: float) -> None:
     module = _extra("distgrad.seeing.top", "top")
     with Watcher(address, keys) as watcher:
         watcher.look()  # what is wrong with the address or the key is told before the screen is taken
+        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+            raise ConfigError(
+                "`distgrad top` needs a terminal for what it shows and for its keys, got a pipe or a file",
+                hint=f"distgrad admin {address} status --json tells the same to a program",
+            )
         module.Top(watcher, every).run()
 
 
@@ -57,7 +64,7 @@ def dashboard(address: str, keys: Path | None, every: float, listen: str, insecu
     """Serve a page that shows the broker at ADDRESS live, on this machine only unless told otherwise.
 
     Two links are printed: one to watch with, one that can also start, stop, save and evict. Whoever has a link can do
-    that, with the key that this command was given. Ctrl-C ends it.
+    that, with the key that this command was given; with a key of role read there is only the first. Ctrl-C ends it.
     """
     place = addresses.parse(listen, DASHBOARD_PORT)
     if not place.is_loopback and not insecure:
@@ -66,9 +73,12 @@ def dashboard(address: str, keys: Path | None, every: float, listen: str, insecu
             hint="keep 127.0.0.1 and come through `ssh -L`, or pass --insecure if the network is yours alone",
         )
     module = _extra("distgrad.seeing.dashboard_server", "dashboard")
-    with Watcher(address, keys) as watcher:
+    key = None if keys is None else ClientKeys.load(keys)
+    with Watcher(address, key) as watcher:
         watcher.look()
-        module.serve(watcher, place, every, controls=not no_control, on_ready=_print_links)
+        # A link that the broker refuses whatever it asks for would only mislead.
+        controls = not no_control and (key is None or key.role == "admin")
+        module.serve(watcher, place, every, controls=controls, on_ready=_print_links)
 
 
 @click.command(short_help="Serve a broker's numbers to Prometheus.")

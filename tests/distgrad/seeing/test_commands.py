@@ -88,6 +88,32 @@ def test_the_dashboard_prints_two_links_and_ends_with_ctrl_c() -> None:
         assert dashboard.wait() == 0
 
 
+def test_with_a_key_that_only_reads_there_is_no_link_that_controls(tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn", reason="needs the extra `dashboard`")
+    keys = make_key_folder(tmp_path)
+    with (
+        Broker(parameters=START, keys=keys.folder) as broker,
+        Process("dashboard", broker.address, "--listen", "127.0.0.1:0", "--keys", keys.read) as dashboard,
+    ):
+        watch = dashboard.wait_for_line(r"dashboard watch=(\S+)")[1]
+        with urllib.request.urlopen(watch, timeout=30) as answer:  # so it has said all that it says
+            assert answer.status == 200
+        dashboard.interrupt()
+        assert dashboard.wait() == 0
+
+    assert "control=" not in dashboard.output()
+
+
+def test_top_needs_a_terminal() -> None:
+    pytest.importorskip("textual", reason="needs the extra `top`")
+    with Broker(parameters=START) as broker:
+        done = run("top", broker.address)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: `distgrad top` needs a terminal")
+    assert "status --json" in done.stderr
+
+
 def test_the_dashboard_is_for_this_machine_unless_told_otherwise() -> None:
     pytest.importorskip("uvicorn", reason="needs the extra `dashboard`")
     done = run("dashboard", "127.0.0.1:1", "--listen", "0.0.0.0:0")

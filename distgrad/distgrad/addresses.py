@@ -106,6 +106,8 @@ def parse(text: str, default_port: int) -> Address:
     >>> parse("tcp://[0:0::1]", 5556).endpoint
     'tcp://[::1]:5556'
     """
+    if not isinstance(text, str):
+        raise ConfigError(f"an address is a text, got {text!r:.80}; write {_FORMS}")
     rest = text.strip()
     if len(rest) > _MAX_TEXT:
         raise ConfigError(f"an address has at most {_MAX_TEXT} characters, got {len(rest)}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from distgrad import transfer
 from distgrad.client import ControlClient, Reply
 from distgrad.errors import Destroyed, InvalidMode, NoParameters
+from distgrad.quantities import checked_timeout
 
 if TYPE_CHECKING:
     from distgrad.keys import ClientKeys
@@ -38,8 +39,13 @@ class Admin:
         The broker's control address: ``host``, ``host:port``, ``[v6]:port`` or ``tcp://…``; the port defaults to 5556.
     keys : path or ClientKeys, optional
         The admin's key file, for a broker that has keys.
-    timeout : float, seconds
+    timeout : float, seconds, > 0
         How long a request may stay without an answer.
+
+    Raises
+    ------
+    ConfigError
+        If `address` is no address, or `timeout` is not above 0.
 
     Examples
     --------
@@ -52,7 +58,7 @@ class Admin:
     def __init__(
         self, address: str, keys: str | os.PathLike[str] | ClientKeys | None = None, timeout: float = 30.0
     ) -> None:
-        self._client = ControlClient(address, keys, timeout)
+        self._client = ControlClient(address, keys, checked_timeout(timeout))
         self._layout: Layout | None = None
         self._is_destroyed = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from distgrad.errors import ConfigError
 
@@ -58,6 +59,30 @@ def parse_seconds(text: str) -> float:
         If it is something else.
     """
     return _scaled(text, _SECONDS, "a time such as 30s, 250ms, 5m or 2h")
+
+
+def checked_timeout(timeout: Any) -> float:
+    """Return a time that somebody is willing to wait.
+
+    Parameters
+    ----------
+    timeout : float, seconds
+        As it was given to a client.
+
+    Returns
+    -------
+    float
+        The same.
+
+    Raises
+    ------
+    ConfigError
+        If it is no number above 0.
+    """
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0:
+        raise ConfigError(f"timeout must be more than 0 seconds, got {timeout!r}; leave it out for the default")
+    checked: float = timeout
+    return checked
 
 
 def _scaled(text: str, units: Mapping[str, float], expected: str) -> float:

@@ -45,6 +45,11 @@ def step_size(policy: Policy | None, max_queue: int) -> int:
                 f"the policy must hold {step} gradients, but max_queue is {max_queue}; raise it to {step}"
             )
         return step
+    if not isinstance(policy, Policy):
+        raise ConfigError(
+            f"policy must be a policy such as distgrad.policies.Buffered(10), or None, got {policy!r:.80}; "
+            "within one process there are no names"
+        )
     raise ConfigError(f"policy {policy.name!r} tells workers apart; start a broker for it: distgrad_broker.Broker")
 
 

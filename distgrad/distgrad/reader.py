@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from distgrad import transfer
 from distgrad.client import ControlClient
-from distgrad.errors import ConfigError, NoParameters, StateError
+from distgrad.errors import NoParameters, StateError
+from distgrad.quantities import checked_timeout
 from distgrad.shared_reading import SharedReading
 from distgrad.snapshot import Snapshot
 
@@ -69,7 +70,7 @@ class Reader:
         *,
         shares_memory: bool = True,
     ) -> None:
-        self._timeout = _checked(timeout)
+        self._timeout = checked_timeout(timeout)
         self._client = ControlClient(address, keys, timeout)
         self._reading = SharedReading() if shares_memory else None
         self._layout: Layout | None = None
@@ -159,7 +160,7 @@ class Reader:
         if self._closed.is_set():
             raise StateError("this reader is closed; make another one")
         known = newer_than.state if isinstance(newer_than, Snapshot) else newer_than
-        return self._follow(known, self._timeout if timeout is None else _checked(timeout), reuse)
+        return self._follow(known, self._timeout if timeout is None else checked_timeout(timeout), reuse)
 
     def _follow(self, known: State | None, timeout: float, reuse: bool) -> Iterator[Snapshot]:
         out: Snapshot | None = None
@@ -199,9 +200,3 @@ class Reader:
             return None
         self._layout = fetched.layout
         return Snapshot(fetched.layout, fetched.arenas, fetched.state)
-
-
-def _checked(timeout: float) -> float:
-    if not timeout > 0:
-        raise ConfigError(f"timeout must be more than 0 seconds, got {timeout}")
-    return timeout

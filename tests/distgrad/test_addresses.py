@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +34,12 @@ CONTROL = Address("broker.example", 5556)
 )
 def test_every_usual_form_is_read(text: str, endpoint: str) -> None:
     assert parse(text, 7).endpoint == endpoint
+
+
+@pytest.mark.parametrize("nothing", [None, 5556, b"host", ("host", 80)])
+def test_what_is_no_text_is_refused_with_the_forms(nothing: Any) -> None:
+    with pytest.raises(ConfigError, match=r"an address is a text, got .*; write host, host:port"):
+        parse(nothing, 7)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from distgrad import parameter_files
 from distgrad.admin import Admin
-from distgrad.errors import BrokerRestarted, BrokerUnreachable, ControlError, Destroyed, NoParameters
+from distgrad.errors import BrokerRestarted, BrokerUnreachable, ConfigError, ControlError, Destroyed, NoParameters
 from distgrad_worker import Worker
 from support.broker_process import broker_process
 from support.ports import free_port
@@ -98,6 +98,18 @@ def test_stop_gives_up_draining_after_its_timeout() -> None:
 def test_a_broker_that_is_absent_is_named() -> None:
     with Admin("127.0.0.1:1", timeout=0.2) as admin, pytest.raises(BrokerUnreachable, match=r"127\.0\.0\.1:1 "):
         admin.status()
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), "5", None, True])
+def test_an_impossible_timeout_is_refused_before_anything_is_opened(timeout: Any) -> None:
+    with pytest.raises(ConfigError, match="timeout must be more than 0 seconds, got"):
+        Admin("127.0.0.1", timeout=timeout)
+
+
+@pytest.mark.parametrize("address", [None, 5556])
+def test_what_is_no_address_is_refused(address: Any) -> None:
+    with pytest.raises(ConfigError, match="an address is a text"):
+        Admin(address)
 
 
 # destroy()

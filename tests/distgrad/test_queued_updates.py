@@ -110,3 +110,8 @@ def test_async_is_what_there_is_without_a_policy() -> None:
         gradients.flush(20)
 
         assert gradients.version == 2
+
+
+def test_a_name_is_no_policy_here_and_what_is_one_is_said() -> None:
+    with pytest.raises(ConfigError, match=r"policy must be a policy such as distgrad\.policies\.Buffered.*got 'sync'"):
+        DistributedGradients(policy="sync")  # type: ignore[arg-type]

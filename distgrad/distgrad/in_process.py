@@ -208,11 +208,9 @@ class DistributedGradients:
             If paths, shapes or dtypes do not fit the parameters.
         """
         self._guard.begin()
-        if cursor is not None:
-            checked_cursor(cursor)
         layout = self._holder.layout
         content = copied(gradients) if layout is None else layout.pack_gradient(gradients)
-        return self._queue.put(layout, content, block=block, timeout=timeout, cursor=cursor)
+        return self._queue.put(layout, content, block=block, timeout=timeout, cursor=checked_cursor(cursor))
 
     def set_model_parameters(self, parameters: Nest, do_not_deep_copy: bool = False) -> None:
         """Set the parameters, also while the updater runs.

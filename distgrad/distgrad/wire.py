@@ -155,17 +155,17 @@ def charge(payload_bytes: int) -> int:
     return payload_bytes if payload_bytes > MIN_CHARGE_BYTES else MIN_CHARGE_BYTES
 
 
-def checked_cursor(cursor: object) -> bytes | str:
+def checked_cursor(cursor: object) -> bytes | str | None:
     """Check a cursor as a program gave it.
 
     Parameters
     ----------
-    cursor : bytes or str
+    cursor : bytes, str or None
         Where its giver stands in its data.
 
     Returns
     -------
-    bytes or str
+    bytes, str or None
         The same.
 
     Raises
@@ -178,7 +178,7 @@ def checked_cursor(cursor: object) -> bytes | str:
             cursor.encode()
         except UnicodeEncodeError as error:
             raise ConfigError(f"cursor must be text that UTF-8 can hold, got {cursor!r:.80}; os.fsencode it") from error
-    if isinstance(cursor, bytes | str) and len(cursor) <= MAX_CURSOR_BYTES:
+    if cursor is None or (isinstance(cursor, bytes | str) and len(cursor) <= MAX_CURSOR_BYTES):
         return cursor
     raise ConfigError(f"cursor must be bytes or str of at most {MAX_CURSOR_BYTES}, got {cursor!r:.80}")
 

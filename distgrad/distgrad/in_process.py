@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from types import TracebackType
 from typing import Any, Self
 
 from .call_guard import CallGuard
@@ -341,8 +340,7 @@ class DistributedGradients:
         """Stop the updater without applying what is queued, and drop queue and parameters.
 
         Every later call of a method raises `Destroyed`, except this one, which does what is left to do if Ctrl-C has
-        ended the one before, and else nothing. With `data` this is the end of this object only: the folder keeps the
-        queue, the parameters and all else for the next one. A last checkpoint is written.
+        ended the one before, and else nothing. With `data` the folder keeps all for the next object.
 
         Raises
         ------
@@ -367,11 +365,13 @@ class DistributedGradients:
         self._guard.begin()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
         try:
-            self.destroy()
+            try:
+                if error is None and self._queue.running and not self._guard.is_destroyed:
+                    self.flush()  # what was added in the block counts, if it ends well
+            finally:
+                self.destroy()
         except (GradientRefused, UpdaterFailed, CheckpointError):
             if error is None:  # otherwise the caller has a worse problem
                 raise

@@ -9,7 +9,7 @@ import pytest
 
 from distgrad import Adam, DistributedGradients
 from distgrad.durable.disk_writer import DiskWriter
-from distgrad.errors import Destroyed
+from distgrad.errors import Destroyed, GradientRefused
 from support.gates import Gate, Running, interrupt
 
 
@@ -137,3 +137,35 @@ def test_an_updater_that_is_just_being_started_is_ended(end: str) -> None:
     ending.result()
     assert starting.result().join(0)
     shared.destroy()
+
+
+def test_the_end_of_a_block_applies_what_was_added_in_it() -> None:
+    with DistributedGradients() as made:
+        made.set_model_parameters({"w": np.zeros(50_000)})
+        made.start()
+        for _ in range(40):
+            made.add_gradients({"w": np.ones(50_000)})
+
+    assert made.version == 40
+
+
+def test_the_end_of_a_block_raises_what_was_refused_in_it() -> None:
+    def add_what_is_refused() -> None:
+        with DistributedGradients() as made:
+            made.set_model_parameters({"w": np.zeros(2)})
+            made.start()
+            made.add_gradients({"w": np.array([np.nan, 1.0])})
+
+    with pytest.raises(GradientRefused):
+        add_what_is_refused()
+
+
+def test_a_block_that_fails_does_not_wait_for_what_was_added() -> None:
+    def fail() -> None:
+        with DistributedGradients() as made:
+            made.set_model_parameters({"w": np.zeros(2)})
+            made.add_gradients({"w": np.ones(2)})
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        fail()

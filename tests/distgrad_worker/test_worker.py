@@ -196,31 +196,6 @@ def test_a_gradient_is_copied_before_push_returns(broker: Broker, worker: Worker
     assert worker.pull().parameters["w"].tolist() == [[-6] * 3] * 2
 
 
-@pytest.mark.parametrize("cursor", [5, bytes(4097), "x" * 4097, ["a"], "file\udcff.txt"])
-def test_an_impossible_cursor_is_refused(worker: Worker, cursor: Any) -> None:
-    with pytest.raises(ConfigError, match="cursor"):
-        worker.push(ONES, cursor=cursor)
-
-
-@pytest.mark.parametrize("examples", [-1, 2**63])
-def test_impossible_examples_are_refused(examples: int, worker: Worker) -> None:
-    with pytest.raises(ConfigError, match="examples"):
-        worker.push(ONES, examples=examples)
-
-    worker.push(ONES)
-    worker.flush()
-
-
-@pytest.mark.parametrize("base", [-1, 2**63, State("i", -1, 0), State("i", 0, 2**63)])
-def test_a_version_that_cannot_be_is_refused_and_ends_nothing(base: int | State, worker: Worker) -> None:
-    worker.pull()
-    with pytest.raises(ConfigError, match="version"):
-        worker.push(ONES, base_version=base)
-
-    worker.push(ONES)
-    worker.flush()
-
-
 def test_what_was_pulled_can_be_pushed_to_though_the_lease_has_not_heard_of_it(worker: Worker, admin: Admin) -> None:
     worker.pull()
     admin.set_model_parameters({"w": np.zeros(7, np.float32)})

@@ -323,10 +323,10 @@ def _setting(text: str) -> tuple[str, Any]:
             return key, tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{key} must be a TOML inline table such as '{{cooldown = 3}}': {error}") from error
-    return key, _number_orshown(value)
+    return key, _number_or_text(value)
 
 
-def _number_orshown(value: str) -> int | float | str:
+def _number_or_text(value: str) -> int | float | str:
     try:
         if _LEAST_WHOLE <= int(value) <= _MOST_WHOLE:
             return int(value)

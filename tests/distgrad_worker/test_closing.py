@@ -6,8 +6,7 @@ import gc
 import os
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from distgrad import Admin
 from distgrad.errors import StateError
 from distgrad_broker import Broker
 from distgrad_worker import Worker
+from support.broker_process import wait_until
 from support.gates import Gate, Running
 from support.processes import Process
 
@@ -33,13 +33,6 @@ def broker() -> Iterator[Broker]:
 def admin(broker: Broker) -> Iterator[Admin]:
     with Admin(broker.address) as connected:
         yield connected
-
-
-def wait_until(is_so: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not is_so():
-        assert time.monotonic() < deadline, "it does not come to pass"
-        time.sleep(0.005)
 
 
 def test_a_slot_that_is_pushed_after_close_says_so(broker: Broker, admin: Admin) -> None:
@@ -79,7 +72,7 @@ def test_a_push_that_waits_for_a_grant_ends_when_the_worker_is_closed(broker: Br
             numbers.append(worker.push(ONES))
 
     pushing = Running(push)
-    wait_until(lambda: worker._session.want or worker._session.awaited)
+    wait_until(lambda: bool(worker._session.want or worker._session.awaited))
     closing = Running(worker.close)
 
     with pytest.raises(StateError, match="closed"):
@@ -94,7 +87,7 @@ def test_a_flush_that_waits_ends_when_the_worker_is_closed(broker: Broker, admin
     worker = Worker(broker.address, timeout=3600)
     worker.push(ONES)
     flushing = Running(worker.flush)
-    wait_until(lambda: worker._session.awaited)
+    wait_until(lambda: bool(worker._session.awaited))
 
     with pytest.raises(TimeoutError, match="1 gradient"):
         worker.close(timeout=0.1)

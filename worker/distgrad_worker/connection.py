@@ -23,6 +23,7 @@ from distgrad.errors import (
     GradientRefused,
     StateError,
 )
+from distgrad.quantities import checked_timeout
 from distgrad.sockets import PeerKeys
 from distgrad.wire import MAX_ID_CHARACTERS
 from distgrad_worker.driver import Driver
@@ -108,8 +109,7 @@ class Connection:
     def __init__(
         self, session: Session, address: str, keys: PeerKeys | None, timeout: float, gradients: str | None
     ) -> None:
-        if not timeout > 0:
-            raise ConfigError(f"timeout must be more than 0 seconds, got {timeout}")
+        self._timeout = checked_timeout(timeout)
         self.session = session
         self.lock = threading.RLock()
         self.changed = threading.Condition(self.lock)
@@ -119,7 +119,6 @@ class Connection:
         # Told by the fork itself: asking for the process id in every push would cost as much as encoding it.
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=_note_fork(weakref.ref(self)))
-        self._timeout = timeout
         self._address = addresses.parse(address, addresses.CONTROL_PORT)
         if gradients is not None:
             addresses.parse(gradients, addresses.GRADIENTS_PORT)
@@ -141,10 +140,7 @@ class Connection:
         DistgradError
             What happened since the last call: a refusal, a restart, the end of the session.
         """
-        if self.is_forked:
-            raise Forked("this worker belongs to the parent process; make a new Worker after fork")
-        if self.is_closed:
-            raise StateError("this worker is closed")
+        self._check_usable(self.is_closed)
         if self.session.problems or self.session.ended or self.driver.failure:
             with self.lock:
                 self.raise_problem()
@@ -159,10 +155,7 @@ class Connection:
         StateError
             If the worker is closed, or another thread closes it.
         """
-        if self.is_forked:
-            raise Forked("this worker belongs to the parent process; make a new Worker after fork")
-        if self.is_closing or self.is_closed:
-            raise StateError("this worker is closed")
+        self._check_usable(self.is_closing)
 
     def raise_problem(self) -> None:
         """Raise the oldest thing that the user was not told yet, if there is one; the caller holds the lock.
@@ -306,6 +299,12 @@ class Connection:
         """Close without waiting: nobody has the worker any more, and it may not be the program that finds that out."""
         if not (self.is_closed or self.is_forked):
             threading.Thread(target=self._close_abandoned, name="distgrad-abandoned", daemon=True).start()
+
+    def _check_usable(self, is_over: bool) -> None:
+        if self.is_forked:
+            raise Forked("this worker belongs to the parent process; make a new Worker after fork")
+        if is_over:
+            raise StateError("this worker is closed")
 
     def _close_abandoned(self) -> None:
         # There is nobody who could be told.

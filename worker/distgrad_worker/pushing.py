@@ -222,21 +222,12 @@ class Pusher:
         size = layout.gradient_bytes
         connection = self._connection
         session, driver = connection.session, connection.driver
-
-        def has_room() -> bool:
-            connection.check_open()
-            return session.can_push(size, layout.fingerprint)
-
         try:
             connection.check_open()
             with connection.lock:
-                if not has_room():
-                    driver.send_due()
-                    driver.wake()
-                    try:
-                        connection.wait(has_room)
-                    finally:
-                        session.stop_wanting()
+                connection.check_open()
+                if not session.can_push(size, layout.fingerprint):
+                    self._wait_for_room(size, layout.fingerprint)
                 if slot is not None:
                     # Before it has its number: Ctrl-C may come when it has, and what is pushed must not be written to.
                     slot.keep(session.window.last + 1)
@@ -247,6 +238,21 @@ class Pusher:
                 slot.give_back()
             raise
         return number
+
+    def _wait_for_room(self, size: int, fingerprint: int) -> None:
+        connection = self._connection
+        session, driver = connection.session, connection.driver
+
+        def has_room() -> bool:
+            connection.check_open()
+            return session.can_push(size, fingerprint)
+
+        driver.send_due()
+        driver.wake()
+        try:
+            connection.wait(has_room)
+        finally:
+            session.stop_wanting()
 
 
 class Slot:

@@ -156,7 +156,9 @@ class GradientQueue:
         """
         deadline = _deadline(timeout)
         with self._lock:
-            while (full := self._what_fills_it()) is not None:
+            while True:  # Python 3.13 leaves the lock taken if Ctrl-C meets the end of a loop with a condition
+                if (full := self._what_fills_it()) is None:
+                    break
                 # The disk goes on by itself, also while nothing is applied.
                 goes_on = self.running or len(self._waiting) < self._bound
                 if not block or not goes_on:

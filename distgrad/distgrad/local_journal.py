@@ -150,7 +150,9 @@ class LocalJournal:
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._advanced:
             target = self._books.sequence
-            while self._books.durable < target:
+            while True:  # not with a condition: GradientQueue.put says why
+                if self._books.durable >= target:
+                    return
                 self.check()
                 if not self._advanced.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
                     because = "" if self._trouble is None else f": {self._trouble}"

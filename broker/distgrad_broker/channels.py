@@ -12,7 +12,7 @@ import zmq
 
 from distgrad.errors import MalformedMessage, WrongProtocol
 from distgrad.gradient_messages import parse_gradients, single_headers
-from distgrad.sockets import OwnedSocket
+from distgrad.owned_sockets import OwnedSocket, is_readable
 from distgrad.wire import MAX_HEADER_BYTES, Gradient, pack, unpack
 from distgrad_broker.events import BadRequestReceived, Envelope, Event, MessageRejected, Reply, RequestReceived
 from distgrad_broker.shared_slots import SharedSlots
@@ -26,8 +26,6 @@ COPY_BELOW_BYTES = 64 * 1024
 RoleOf = Callable[[str], str | None]
 
 _NO_ROLE = ""
-# As plain numbers: working with pyzmq's enums takes longer than asking the socket.
-_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
 
 
 class GradientChannel:
@@ -70,11 +68,10 @@ class GradientChannel:
         """
         socket = self._raw
         user: str | None = None
-        # As frames: they know whether more follow, and asking the socket costs as much again as receiving.
-        try:
-            frame = socket.recv(zmq.DONTWAIT, copy=False)
-        except zmq.Again:
+        if not is_readable(socket):
             return None
+        # As frames: they know whether more follow, and asking the socket costs as much again as receiving.
+        frame = socket.recv(copy=False)
         try:
             if self._role_of is not None:
                 user = _user_of(frame)
@@ -139,8 +136,7 @@ class ControlChannel:
         Event or None
             None if there is nothing to read.
         """
-        # Looking first is cheaper than the exception of a socket that has nothing.
-        if not int(self.socket.raw().getsockopt(_EVENTS)) & _READABLE:
+        if not is_readable(self.socket.raw()):
             return None
         frames = self.socket.recv_multipart()
         if not frames:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from distgrad.durable.books import LIVE
 from distgrad.wire import Gradient
-from distgrad_broker import leasing
+from distgrad_broker import leasing, pulls
 from distgrad_broker.members import Member
 from distgrad_broker.settling import answer_heartbeat, end_vain_repetition, use_up_ahead
 from distgrad_broker.shared_slots import is_known
@@ -87,6 +87,8 @@ def accept(state: CoreState, gradient: Gradient, now: float) -> None:
     state.queue.append(gradient)
     if state.records is not None:
         state.records.gradient(gradient)
+    if gradient.asks is not None:
+        pulls.ask_again(state, member, gradient, now)
 
 
 def _is_early(state: CoreState, gradient: Gradient) -> bool:

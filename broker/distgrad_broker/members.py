@@ -87,6 +87,8 @@ class Member:
         # What the worker has not been told yet: [number, reason, leaf, message].
         self.refusals: deque[tuple[int, str, str | None, str]] = deque(maxlen=MAX_PENDING_REFUSALS)
         self.waiting: Any = None
+        # The last pull of the current session, which a gradient may ask for again.
+        self.last_pull: Any = None
         # Slots of shared memory of the current session that the broker is attached to.
         self.slots: Sequence[int] = ()
         # Counters for status.
@@ -374,7 +376,7 @@ class Members:
         member.is_early = False
         if not is_same_process:
             member.refusals.clear()  # of another process's gradients
-        member.waiting = None
+        member.waiting = member.last_pull = None
 
     def _is_older(self, previous: str | None, member: Member) -> bool:
         """Tell whether a process that presents this session was superseded by the member's current one."""

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from distgrad.errors import MalformedMessage
-from distgrad.wire import State, field, parse_state
+from distgrad.wire import Gradient, State, field, parse_state
 from distgrad_broker import leasing
 from distgrad_broker.events import RequestReceived
+from distgrad_broker.members import Member
 from distgrad_broker.requests import RequestError
 from distgrad_broker.state import CoreState
 from distgrad_broker.waiting import Waiter
@@ -80,6 +81,30 @@ class PullWait:
         self.queued_at: float | None = None
         self.waits_since: float | None = None
 
+    def behind(self, number: int) -> PullWait:
+        """Give the same wish, for what another gradient is in.
+
+        Parameters
+        ----------
+        number : int
+            Of that gradient.
+
+        Returns
+        -------
+        PullWait
+            Which has waited for nothing yet.
+        """
+        return PullWait(
+            self.newer_than,
+            self.have,
+            self.worker,
+            number,
+            own=self.own,
+            is_near=self.is_near,
+            lessee=self.lessee,
+            session=self.session,
+        )
+
 
 def get(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
     """Answer `get` now or let it wait for a newer version.
@@ -120,12 +145,43 @@ def get(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) 
     wanted = PullWait(known, have, worker, pushed, own=own, is_near=is_near, lessee=lessee, session=session)
     if state.versions.layout is None:
         raise RequestError("no_parameters", "no parameters were set yet; use set, or initialize from a worker")
+    waiter.data = wanted
+    member = None if worker is None else state.members.get(worker)
+    if member is not None and member.session == session and member.user == request.user and wait_s > 0:
+        member.last_pull = (waiter, wait_s)
+    _begin(state, waiter, wait_s, now)
+
+
+def ask_again(state: CoreState, member: Member, gradient: Gradient, now: float) -> None:
+    """Take a gradient that was accepted for its worker's last pull once more, which waits for that gradient.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    member : Member
+        Whose.
+    gradient : Gradient
+        Which asks, and is not decided on.
+    now : float
+        Seconds on the shell's clock.
+    """
+    if member.last_pull is None:
+        return  # whoever waits for the reply asks for itself after a while
+    last, wait_s = member.last_pull
+    waiter = Waiter(last.envelope, gradient.asks, last.client, now)
+    waiter.data = last.data.behind(gradient.number)
+    _begin(state, waiter, wait_s, now)
+
+
+def _begin(state: CoreState, waiter: Waiter, wait_s: float, now: float) -> None:
+    """Answer a pull, or let it wait."""
+    wanted = waiter.data
     key = waiter.client or waiter.envelope
     former = state.pulls.pop(key, None)
     if former is not None:
         former.is_done = True  # a repeat replaces it: nobody listens for the former reply any more
         wanted.waits_since = former.data.queued_at
-    waiter.data = wanted
     if _is_due(state, wanted, now):
         _serve(state, key, waiter, now)
     elif wait_s <= 0:

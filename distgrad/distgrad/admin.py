@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from distgrad import transfer
-from distgrad.client import ControlClient, Reply
+from distgrad.client import ControlClient
 from distgrad.errors import Destroyed, InvalidMode, NoParameters
 from distgrad.quantities import checked_timeout
+from distgrad.requests_sent import Reply
 
 if TYPE_CHECKING:
     from distgrad.keys import ClientKeys

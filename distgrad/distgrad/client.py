@@ -17,12 +17,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from distgrad import addresses, sockets, wire
 from distgrad.errors import BrokerRestarted, BrokerUnreachable, Forked, MalformedMessage, StateError, from_code
 from distgrad.link_history import LinkHistory
+from distgrad.requests_sent import Pending, Reply
 
 # A reply takes a round trip, so half a second without one means a lost connection or a busy broker; repeats slow
 # down to one in five seconds, which a broker with a thousand waiting clients still shrugs off.
@@ -35,45 +35,6 @@ _SLOWEST_BYTES_PER_S = 64 * 1024.0
 _LARGE_BYTES = 1024 * 1024
 # Ctrl-C interrupts a poll by itself unless the signal lands on another thread; then the end of a slice notices it.
 _SLICE_S = 0.25
-
-
-class Reply(NamedTuple):
-    """A successful reply.
-
-    Attributes
-    ----------
-    header : dict
-        Its header; values are not checked beyond ``v``, ``id`` and ``ok``.
-    frames : list of memoryview
-        Its raw frames, still in the memory that ZeroMQ received them into.
-    """
-
-    header: dict[str, Any]
-    frames: list[memoryview]
-
-    @property
-    def state(self) -> wire.State:
-        """Name of the parameters' state when the reply was written."""
-        return wire.parse_state([self.header.get(key) for key in wire.State._fields])
-
-
-@dataclass(slots=True, eq=False)
-class Pending:
-    """A request under way; made by `ControlClient.send`, and to be given back as it is."""
-
-    op: str
-    id: int
-    message: list[Any]
-    timeout_s: float
-    wait_s: float
-    transfer_bytes: int
-    patience_s: float
-    asked_at: float
-    retry_s: float
-    sent_at: float = 0.0
-    # What the client had received when this was sent: replies to earlier requests share the link with this one's.
-    received_before: int = 0
-    reply: Reply | None = None
 
 
 class ControlClient:
@@ -97,6 +58,8 @@ class ControlClient:
     ----------
     incarnation : str or None
         The broker's incarnation as the last reply told it.
+    last_pull : object
+        What the broker knows of this client's last pull, and by which connection it came; `distgrad.transfer`'s.
     """
 
     def __init__(
@@ -110,6 +73,7 @@ class ControlClient:
         self.address = addresses.parse(address, addresses.CONTROL_PORT)
         self.timeout = timeout
         self.incarnation: str | None = None
+        self.last_pull: Any = None
         self._keys = sockets.client_keys(keys)
         self._nonce = os.urandom(16)
         self._last_id = 0
@@ -221,10 +185,14 @@ class ControlClient:
             try:
                 yield
             except BaseException:
-                if self._unanswered:
-                    self._unanswered.clear()
-                    self._drop_socket()
+                self.give_up()
                 raise
+
+    def give_up(self) -> None:
+        """Wait for no request of this conversation any more; nothing is done if none is under way."""
+        if self._unanswered:
+            self._unanswered.clear()
+            self._drop_socket()
 
     def send(
         self,
@@ -234,13 +202,18 @@ class ControlClient:
         mutating: bool = False,
         timeout: float | None = None,
         reply_bytes: int = 0,
+        reserved: int | None = None,
         **keys: Any,
     ) -> Pending:
         """Send a request within a `conversation`, without waiting; parameters and errors are those of `request`.
 
         Parameters
         ----------
-        op, frames, mutating, timeout, reply_bytes, **keys
+        op, frames, mutating, timeout, reply_bytes
+            See `request`.
+        reserved : int, optional
+            From `reserve`: something else has asked for the reply, and this is sent if none comes.
+        **keys : object
             See `request`.
 
         Returns
@@ -255,14 +228,14 @@ class ControlClient:
             if self.incarnation is None:
                 self.receive(self.send("status", timeout=timeout))
             keys["incarnation"] = self.incarnation
-        self._last_id += 1
-        header = {"v": wire.PROTOCOL_VERSION, "op": op, "client": self._nonce, "id": self._last_id, **keys}
+        number = self.reserve() if reserved is None else reserved
+        header = {"v": wire.PROTOCOL_VERSION, "op": op, "client": self._nonce, "id": number, **keys}
         timeout_s = self.timeout if timeout is None else timeout
         wait_s = float(keys.get("wait_s") or 0.0)
         transfer_bytes = reply_bytes + sum(memoryview(frame).nbytes for frame in frames)
         pending = Pending(
             op,
-            self._last_id,
+            number,
             [b"", wire.pack(header), *frames],
             timeout_s=timeout_s,
             wait_s=wait_s,
@@ -271,9 +244,29 @@ class ControlClient:
             asked_at=time.monotonic(),
             retry_s=FIRST_RETRY_S,
         )
-        self._unanswered[pending.id] = pending
-        self._transmit(pending)
+        self._unanswered[number] = pending
+        if reserved is None:
+            self._transmit(pending)
+        else:
+            self._note_sent(pending)
         return pending
+
+    def reserve(self) -> int:
+        """Give the number of a request that something else asks for, by the present connection.
+
+        Returns
+        -------
+        int
+            For `send`, in the same conversation, if that has succeeded.
+        """
+        self._last_id += 1
+        return self._last_id
+
+    @property
+    def connection(self) -> int:
+        """Number of the present connection: whoever else knows the way back on it knows it by this."""
+        self._links.note()
+        return self._links.number
 
     def receive(self, pending: Pending) -> Reply:
         """Wait for the reply to a request that `send` sent, repeating what is unanswered as needed.
@@ -339,8 +332,11 @@ class ControlClient:
             self._links.was_cut = False
         for pending in requests:
             self._socket.send_multipart(pending.message)
-            pending.sent_at = time.monotonic()
-            pending.received_before = self._received_bytes
+            self._note_sent(pending)
+
+    def _note_sent(self, pending: Pending) -> None:
+        pending.sent_at = time.monotonic()
+        pending.received_before = self._received_bytes
 
     def _poll(self, until: float) -> bool:
         while True:

@@ -66,6 +66,7 @@ def parse_gradient(header: dict[str, Any], parts: Sequence[Any], size: int, user
     gradient.loss = loss = get("loss")
     gradient.cursor = cursor = get("cursor")
     gradient.slot = slot = get("slot")
+    gradient.asks = asks = get("asks")
     base = get("base")
     payload = get("payload")
     # One expression over local names: this runs for every gradient, and looping over a table of fields costs 3 µs more.
@@ -83,6 +84,7 @@ def parse_gradient(header: dict[str, Any], parts: Sequence[Any], size: int, user
         and get("kind") == GRADIENT
         and (payload is None or (type(payload) is bytes and not parts))
         and (slot is None or (type(slot) is int and slot >= 0 and payload is None and not parts))
+        and (asks is None or (type(asks) is int and 0 <= asks <= INT64_MAX))
     ):
         raise MalformedMessage("gradient header has a missing or impossible value; docs/wire.md has the table")
     gradient.base = None if base is None else parse_state(base)
@@ -156,7 +158,7 @@ def _next(first: Gradient, index: int, payload: bytes) -> Gradient:
     gradient.charge = first.charge
     gradient.user = first.user
     gradient.is_inline = True
-    gradient.slot = None
+    gradient.slot = gradient.asks = None
     return gradient
 
 
@@ -258,5 +260,5 @@ def stored_gradient(header: dict[str, Any], payload: Any) -> Gradient:
     gradient.parts = (payload,) if size else ()
     gradient.charge = size if size > MIN_CHARGE_BYTES else MIN_CHARGE_BYTES
     gradient.user = None
-    gradient.slot = None
+    gradient.slot = gradient.asks = None
     return gradient

@@ -27,10 +27,13 @@ class LinkHistory:
     ----------
     was_cut : bool
         Whether the present socket lost a connection that it had: what was under way on it is gone.
+    number : int
+        Another one whenever there may be another connection.
     """
 
     def __init__(self) -> None:
         self.was_cut = False
+        self.number = 0
         self._monitor: LinkMonitor | None = None
         self._was_up = False
         self._last: Link | None = None
@@ -44,6 +47,7 @@ class LinkHistory:
             The new socket's; None while there is none.
         """
         self._monitor = monitor
+        self.number += 1
         self._was_up = self.was_cut = False
 
     def note(self) -> None:
@@ -51,6 +55,7 @@ class LinkHistory:
         if self._monitor is None:
             return
         for link in self._monitor.drain():
+            self.number += 1
             if link is Link.UP:
                 self._was_up = True
             elif link is Link.LOST and self._was_up:

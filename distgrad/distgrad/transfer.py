@@ -8,16 +8,16 @@ for ahead, so that the link is busy while parts are copied; why few and small on
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from distgrad import codec, wire
-from distgrad.client import ControlClient, Pending, Reply
+from distgrad.client import ControlClient
 from distgrad.errors import BrokerRestarted, MalformedMessage, SnapshotRevoked
 from distgrad.layout import Layout, aligned_empty
+from distgrad.requests_sent import Pending, Reply
 from distgrad.shared_reading import Lease, SharedReading
 
 # A broker takes a snapshot back when it needs the memory: a reader that meets this again and again is too slow for
@@ -71,6 +71,7 @@ def fetch(
     shared: SharedReading | None = None,
     leases: bool = False,
     own: bool = False,
+    push: Callable[[int | None], int] | None = None,
 ) -> Fetched | None:
     """Fetch the broker's parameters.
 
@@ -102,6 +103,9 @@ def fetch(
 
     own : bool
         Whether to wait for that gradient under every policy.
+    push : callable, optional
+        Pushes that gradient first and returns its number. If it is given one, its message has to ask under that for
+        what the last call has asked for, and nothing else is sent.
 
     Returns
     -------
@@ -125,11 +129,21 @@ def fetch(
     if worker is not None:
         asked |= {"worker": worker, "pushed": pushed, "own": own, "session": session}
     with client.conversation():
+        reserved: int | None = None
+        if push is not None:
+            # What the broker has to know of it beside the number of the gradient.
+            wish = (client.connection, session, None if have is None else have.fingerprint, leases, shared is None)
+            reserved = client.reserve() if client.last_pull == wish and session is not None else None
+            asked["pushed"] = push(reserved)
+            client.last_pull = wish
         for _ in range(MAX_TRIES - 1):
-            # One of its own, so that ranges of a lost snapshot that are still asked for are given up.
-            with suppress(SnapshotRevoked), client.conversation():
-                return _fetch_once(client, asked, have, out_arenas, timeout, shared)
+            try:
+                return _fetch_once(client, asked, have, out_arenas, timeout, shared, reserved)
+            except SnapshotRevoked:
+                client.give_up()  # ranges of it that are still asked for
+                reserved = None
         # Whoever did not get through to its end so far does not try shared memory again, of which nothing is held.
+        client.last_pull = None
         return _fetch_once(client, asked, have, out_arenas, timeout, None)
 
 
@@ -226,9 +240,11 @@ def _fetch_once(
     out_arenas: Sequence[Array] | None,
     timeout: float | None,
     shared: SharedReading | None,
+    reserved: int | None = None,
 ) -> Fetched | None:
     pending = client.send(
         "get",
+        reserved=reserved,
         **asked,
         have=None if have is None else have.fingerprint,
         host=None if shared is None else shared.host,

@@ -92,6 +92,8 @@ class Gradient:
         Whether the payload came within the header's frame.
     slot : int or None
         The slot of shared memory that the payload lies in; `parts` are then views of it, and empty if it is not known.
+    asks : int or None
+        The number under which its worker's last pull is to be answered again, when this is decided on.
     frame : bytes
         The header's frame; set only where there is a journal to keep it in.
     sequence : int
@@ -99,6 +101,7 @@ class Gradient:
     """
 
     __slots__ = (
+        "asks",
         "attempt",
         "base",
         "charge",
@@ -135,6 +138,7 @@ class Gradient:
     user: str | None
     is_inline: bool
     slot: int | None
+    asks: int | None
     frame: bytes
     sequence: int
 

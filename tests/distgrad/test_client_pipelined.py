@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -160,3 +160,48 @@ def test_a_message_without_the_empty_frame_is_no_reply() -> None:
 
     with ScriptedBroker(script) as broker, ControlClient(broker.address) as client:
         assert client.request("status").header["op"] == "status"
+
+
+def test_a_request_that_something_else_asks_for_is_sent_only_if_no_reply_comes() -> None:
+    with ScriptedBroker(echo) as broker, ControlClient(broker.address) as client:
+        client.request("status")
+        with client.conversation():
+            reserved = client.reserve()
+            pending = client.send("get", reserved=reserved)
+            assert len(broker.headers) == 1
+            assert client.receive(pending).header["op"] == "get"
+        client.request("workers")
+
+    assert [(header["op"], header["id"]) for header in broker.headers] == [("status", 1), ("get", 2), ("workers", 3)]
+
+
+def test_a_reply_that_comes_for_what_was_reserved_is_taken() -> None:
+    requests: list[Request] = []
+
+    def answer(request: Request) -> None:
+        requests.append(request)
+        request.answer(op=request.op)
+        # And at once what the next one, of which nothing is sent, waits for.
+        request.header["id"] += 1
+        request.answer(op="asked for by something else")
+
+    with ScriptedBroker(answer) as broker, ControlClient(broker.address) as client, client.conversation():
+        first = client.send("status")
+        second = client.send("get", reserved=client.reserve())
+
+        assert client.receive(first).header["op"] == "status"
+        assert client.receive(second).header["op"] == "asked for by something else"
+
+
+def test_another_connection_has_another_number() -> None:
+    with ExitStack() as stack:
+        proxy, broker = stack.enter_context(CuttingProxy()), stack.enter_context(ScriptedBroker(echo))
+        client = stack.enter_context(ControlClient(proxy.listen(broker.address, "control")))
+        client.request("status")
+        before = client.connection
+        client.request("status")
+        assert client.connection == before
+        proxy.cut("control")
+        client.request("status")
+
+        assert client.connection != before

@@ -100,6 +100,7 @@ def test_what_may_be_left_out_has_a_default() -> None:
         *[("examples", value) for value in (None, -1, 2**63, 1.0, True, "1")],
         *[("loss", value) for value in ("low", True, [1.0])],
         *[("cursor", value) for value in (1, True, [b"x"])],
+        *[("asks", value) for value in (-1, 2**63, 1.0, True, "1")],
         ("cursor", b"x" * 4097),
         ("cursor", "x" * 4097),
         *[("base", value) for value in ODD_BASES],

@@ -220,3 +220,65 @@ def test_a_pull_tells_nothing_beyond_a_refusal_that_a_heartbeat_has_to_tell() ->
 
     kit.beat(sent=3, settled=3)
     assert kit.ask("get", worker="w", session=session)["settled"] == 3
+
+
+def last_pull(kit: Kit, **keys: Any) -> bytes:
+    """Make the pull that gradients may ask for again, with the envelope and client of its replies."""
+    wanted: dict[str, Any] = {"worker": "w", "session": kit.sessions["w"], "own": True, "wait_s": 5.0}
+    return kit.send("get", envelope=b"socket", client=b"c" * 16, id=1, have=LAYOUT.fingerprint, **{**wanted, **keys})
+
+
+def test_a_gradient_may_ask_for_its_workers_last_pull_once_more() -> None:
+    kit = Kit()
+    kit.hello()
+    pull = last_pull(kit)
+    for number in (1, 2):
+        kit.push(number, asks=7 + number)
+        assert len(kit.replies_to(pull)) == number, "it waits until its gradient is decided on"
+        kit.work()
+
+    first, second, third = kit.replies_to(pull)
+    assert [reply.header["id"] for reply in (first, second, third)] == [1, 8, 9]
+    assert [reply.header["version"] for reply in (first, second, third)] == [0, 1, 2]
+    assert (third.header["settled"], third.header["layout"], len(third.frames)) == (2, False, 1)
+    assert not kit.state.pulls
+
+
+def test_a_pull_that_a_gradient_asked_for_waits_no_longer_than_the_pull_itself_did() -> None:
+    kit = Kit()
+    kit.hello()
+    pull = last_pull(kit)
+    kit.push(1, asks=8)
+
+    kit.wait(6.0)
+
+    assert [reply.header["unchanged"] for reply in kit.replies_to(pull)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "keys", [{"session": None}, {"session": "one:99"}, {"wait_s": 0.0}, {"worker": None}, {"user": "somebody else"}]
+)
+def test_only_a_workers_own_pull_that_may_wait_is_asked_for_again(keys: dict[str, Any]) -> None:
+    kit = Kit()
+    kit.hello()
+    pull = last_pull(kit, **keys)
+
+    kit.push(1, asks=8)
+    kit.work()
+
+    assert len(kit.replies_to(pull)) == 1
+
+
+def test_what_is_dropped_asks_for_nothing_and_a_new_session_has_no_last_pull() -> None:
+    kit = Kit()
+    kit.hello()
+    pull = last_pull(kit)
+    kit.push(1)
+    kit.push(1, asks=8)
+    kit.push(3, asks=9)
+    kit.hello(nonce=b"its next process")
+    kit.push(2, asks=10)
+    kit.work(3)
+
+    assert len(kit.replies_to(pull)) == 1
+    assert not kit.state.pulls

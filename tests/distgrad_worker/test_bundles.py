@@ -26,6 +26,7 @@ ENTRIES = st.lists(
         st.sampled_from([None, 0.5]),
         st.sampled_from([None, b"x" * 4096, "é" * 4096]),
         st.none() | st.integers(0, 2),
+        st.sampled_from([None, None, None, 7]),  # what it asks for
     ),
     max_size=80,
 )
@@ -39,7 +40,7 @@ def taken_apart(message: list[Any]) -> list[wire.Gradient]:
 def told(gradient: wire.Gradient) -> Any:
     own = (gradient.number, gradient.loss, gradient.cursor, gradient.examples, [bytes(part) for part in gradient.parts])
     common = (gradient.worker, gradient.session, gradient.attempt, gradient.fingerprint, gradient.encoding)
-    return own, common, gradient.base, gradient.size, gradient.charge, gradient.user, gradient.slot
+    return own, common, gradient.base, gradient.size, gradient.charge, gradient.user, gradient.slot, gradient.asks
 
 
 @given(entries=ENTRIES, shared=st.sets(st.integers(0, 2)))
@@ -48,16 +49,17 @@ def test_messages_have_what_the_same_gradients_have_alone(entries: list[Any], sh
     headers = [Header("w", 7, State("one", 0, 3)), Header("w", 8, None)]
     for header in headers:
         header.address("one:1", 2)
-    for number, (header, size, loss, cursor, slot) in enumerate(entries):
+    alone = Window(None)
+    for number, (header, size, loss, cursor, slot, asks) in enumerate(entries):
         payload = bytes([number % 256]) * size
         parts = [payload] if size else []
-        window.add(headers[header], checked_details(loss, 1 + number % 2, cursor), parts, 1024, slot)
-    sent = window.send(1 << 30)
+        for each in (window, alone):
+            each.add(headers[header], checked_details(loss, 1 + number % 2, cursor), parts, 1024, slot, asks)
 
-    made = messages(sent, shared)
+    made = messages(window.send(1 << 30), shared)
 
     assert [told(one) for message in made for one in taken_apart(message)] == [
-        told(one) for entry in sent for one in taken_apart(entry.frames(shared))
+        told(one) for entry in alone.send(1 << 30) for one in taken_apart(entry.frames(shared))
     ]
     assert all(len(message[0]) <= MAX_HEADER_BYTES for message in made)
     assert all(len(taken_apart(message)) <= MAX_TOGETHER for message in made)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgrad.wire import MIN_CHARGE_BYTES
+from distgrad.wire import MIN_CHARGE_BYTES, unpack
 from distgrad_worker.headers import Header
 from distgrad_worker.window import DEFAULT_LIMIT_BYTES, Window
 
@@ -187,3 +187,16 @@ def test_a_limit_that_the_user_named_holds_whatever_the_broker_does_with_its_dis
 
     assert made.has_room(1024, UNLIMITED)
     assert not made.has_room(1025, UNLIMITED)
+
+
+def test_only_the_first_message_of_a_gradient_asks_for_a_pull() -> None:
+    made = Window(None)
+    common = header(1)
+    common.address("one:1", 1)
+    entry = made.add(common, {"loss": 0.5}, [b"payload"], 1024, None, 7)
+
+    first, again = unpack(entry.frames()[0]), unpack(entry.frames()[0])
+
+    assert first.pop("asks") == 7
+    assert first == again
+    assert again["loss"] == 0.5

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from distgrad import Admin
-from distgrad.errors import GradientRefused
+from distgrad.errors import GradientRefused, StateError
+from distgrad.requests_sent import Pending
 from distgrad_broker import Broker
 from distgrad_worker import Worker
 
@@ -72,3 +74,64 @@ def test_a_loop_that_pulls_what_it_pushed_computes_into_the_same_memory_each_tim
             worker.pull(own=True)
 
     assert len(places) == 1
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_a_loop_of_push_pull_sends_one_message_each_time(broker: Broker, size: int, copy: bool) -> None:
+    """The gradient's message asks for the parameters as well, once the broker knows what is wanted."""
+    with Worker(broker.address) as worker:
+        asked = Counter[str]()
+        client = worker._connection.puller
+        transmit = client._transmit
+
+        def count(*requests: Pending) -> None:
+            asked.update(request.op for request in requests)
+            transmit(*requests)
+
+        client._transmit = count  # type: ignore[method-assign]
+        snapshot = worker.push_pull({"w": np.ones(size, np.float32)}, copy=copy)
+        worker.push_pull({"w": np.ones(size, np.float32)}, copy=copy)
+        asked.clear()
+        for step in range(3, 10):
+            snapshot = worker.push_pull({"w": np.ones(size, np.float32)}, copy=copy)
+            assert (snapshot.parameters["w"] == -step).all()
+        assert asked.keys() <= {"share"}
+
+        with worker.slot() as gradients:
+            gradients["w"][:] = 1.0
+        slot = worker.slot()
+        slot.open()["w"][:] = 1.0
+        snapshot = slot.push_pull(copy=copy)
+        assert asked.keys() <= {"share"}
+        assert (snapshot.parameters["w"] == -11).all()
+
+
+def test_a_slot_that_is_not_open_pulls_nothing(broker: Broker) -> None:
+    with Worker(broker.address) as worker:
+        worker.pull()
+        with pytest.raises(StateError):
+            worker.slot().push_pull()
+        assert worker.pull().version == 0
+
+
+def test_one_message_after_others_that_waited_for_more_of_their_kind(broker: Broker, size: int) -> None:
+    gradient = {"w": np.ones(size, np.float32)}
+    with Worker(broker.address) as worker:
+        worker.push_pull(gradient)
+        for _ in range(20):
+            worker.push(gradient)
+        snapshot = worker.push_pull(gradient)
+
+        assert (snapshot.parameters["w"] == -22).all()
+
+
+def test_it_goes_on_when_the_parameters_are_replaced_by_others(broker: Broker, size: int) -> None:
+    with Worker(broker.address) as worker, Admin(broker.address) as admin:
+        for _ in range(3):
+            worker.push_pull({"w": np.ones(size, np.float32)})
+        admin.set_model_parameters({"v": np.zeros(7, np.float32)})
+        worker.pull()
+        for _ in range(3):
+            snapshot = worker.push_pull({"v": np.ones(7, np.float32)})
+
+        assert (snapshot.parameters["v"] == -3).all()

@@ -31,9 +31,11 @@ chance = np.random.default_rng(int(seed))
 with Worker(control, worker_id=f"worker-{{seed}}", gradients=gradients, timeout=60) as worker:
     worker.initialize({{"w": np.zeros({FLOATS}, np.float32)}})
     for step in range({GRADIENTS}):
-        worker.push({{"w": chance.integers(-3, 4, {FLOATS}).astype(np.float32)}})
-        if step == 500:
-            worker.pull()
+        gradient = {{"w": chance.integers(-3, 4, {FLOATS}).astype(np.float32)}}
+        if step % 50:
+            worker.push(gradient)
+        else:
+            worker.push_pull(gradient)
     worker.flush(timeout=100)
     print("flushed", worker.settled)
 """

@@ -107,7 +107,7 @@ def _message(entries: Sequence[Entry], shared: Container[int]) -> list[Any]:
 
 def _size_in_bundle(entry: Entry) -> int | None:
     """Tell what an entry takes in a message with others; None if it goes alone."""
-    if entry.slot is not None or len(entry.parts) != 1:
+    if entry.slot is not None or entry.asks is not None or len(entry.parts) != 1:
         return None
     size = len(entry.parts[0])
     if not 0 < size <= INLINE_BYTES:

@@ -131,7 +131,7 @@ class Driver:
         """Start the thread."""
         self._thread.start()
 
-    def send_pushed(self, payload_bytes: int) -> None:
+    def send_pushed(self, payload_bytes: int, *, may_wait: bool = True) -> None:
         """Send what was just pushed, or let it wait for more of its kind; the caller holds the lock.
 
         The thread will ask what became of it, when it is time.
@@ -140,10 +140,12 @@ class Driver:
         ----------
         payload_bytes : int
             Bytes of its payload.
+        may_wait : bool
+            Whether it may wait at all.
         """
         now = time.monotonic()
         patience_s = TAIL_S
-        if not self._pace.may_wait(self._session.window, payload_bytes, now):
+        if not self._pace.may_wait(self._session.window, payload_bytes, now) or not may_wait:
             # Asking costs each side a thread's wake-up, beside a push that wants the same processor.
             patience_s = self._session.ask_s
             self.send_due()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from distgrad.errors import ConfigError, NoParameters, SnapshotRevoked, StateError
@@ -54,6 +55,7 @@ class Puller:
         *,
         copies: bool,
         own: bool,
+        push: Callable[[int | None], int] | None = None,
     ) -> Snapshot:
         """Fetch the parameters.
 
@@ -65,6 +67,8 @@ class Puller:
             Whether the caller wants arrays of its own.
         own : bool
             As for `Worker.pull`.
+        push : callable, optional
+            Pushes something first, as for `fetch`.
 
         Returns
         -------
@@ -74,9 +78,10 @@ class Puller:
         since = self.state_of(newer_than)
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while True:
-            snapshot = self._fetch(since, deadline, out, copies=copies, own=own)
+            snapshot = self._fetch(since, deadline, out, push, copies=copies, own=own)
             if snapshot is not None:
                 return snapshot
+            push = None
             if time.monotonic() >= deadline:
                 raise TimeoutError(f"nothing{'' if since is None else f' newer than {since}'} within {timeout} s")
             self._connection.check()
@@ -166,7 +171,14 @@ class Puller:
         return state
 
     def _fetch(
-        self, since: State | None, deadline: float, out: Snapshot | None, *, copies: bool, own: bool
+        self,
+        since: State | None,
+        deadline: float,
+        out: Snapshot | None,
+        push: Callable[[int | None], int] | None,
+        *,
+        copies: bool,
+        own: bool,
     ) -> Snapshot | None:
         connection = self._connection
         session = connection.session
@@ -187,6 +199,7 @@ class Puller:
                 shared=self._reading,
                 leases=not copies,
                 own=own,
+                push=push,
             )
         except NoParameters:
             connection.catch_up(known)

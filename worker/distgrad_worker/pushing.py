@@ -70,7 +70,14 @@ class Pusher:
             raise
 
     def push(
-        self, layout: Layout, gradients: Any, details: Mapping[str, Any], base: State | None, *, copies: bool
+        self,
+        layout: Layout,
+        gradients: Any,
+        details: Mapping[str, Any],
+        base: State | None,
+        *,
+        copies: bool,
+        asks: int | None = None,
     ) -> int:
         """Queue a gradient from the caller's arrays.
 
@@ -86,6 +93,8 @@ class Pusher:
             What it was computed on.
         copies : bool
             Whether the caller may change the arrays at once.
+        asks : int, optional
+            The pull that its message stands for.
 
         Returns
         -------
@@ -99,11 +108,13 @@ class Pusher:
             except BaseException:
                 slot.give_back()
                 raise
-            return self.push_slot(layout, slot, details, base)
+            return self.push_slot(layout, slot, details, base, asks)
         arenas = layout.pack_gradient(gradients) if copies else lend(layout, gradients)
-        return self._queue(layout, encode(layout, arenas), details, base, None)
+        return self._queue(layout, encode(layout, arenas), details, base, None, asks)
 
-    def push_slot(self, layout: Layout, slot: Taken, details: Mapping[str, Any], base: State | None) -> int:
+    def push_slot(
+        self, layout: Layout, slot: Taken, details: Mapping[str, Any], base: State | None, asks: int | None = None
+    ) -> int:
         """Queue the gradient that a slot holds.
 
         Parameters
@@ -116,13 +127,15 @@ class Pusher:
             From `checked_details`.
         base : State or None
             What it was computed on.
+        asks : int, optional
+            The pull that its message stands for.
 
         Returns
         -------
         int
             Its number.
         """
-        return self._queue(layout, slot.memory.parts, details, base, slot)
+        return self._queue(layout, slot.memory.parts, details, base, slot, asks)
 
     def take(self, layout: Layout) -> Taken:
         """Take a slot, waiting for one to become free.
@@ -215,6 +228,7 @@ class Pusher:
         details: Mapping[str, Any],
         base: State | None,
         slot: Taken | None,
+        asks: int | None,
     ) -> int:
         header = self._header
         if header.base is not base or header.fingerprint != layout.fingerprint:
@@ -231,8 +245,9 @@ class Pusher:
                 if slot is not None:
                     # Before it has its number: Ctrl-C may come when it has, and what is pushed must not be written to.
                     slot.keep(session.window.last + 1)
-                number = session.push(header, details, parts, size, None if slot is None else slot.memory.index)
-                driver.send_pushed(size)
+                index = None if slot is None else slot.memory.index
+                number = session.push(header, details, parts, size, index, asks)
+                driver.send_pushed(size, may_wait=asks is None)
         except BaseException:
             if slot is not None:
                 slot.give_back()
@@ -316,6 +331,24 @@ class Slot:
         int
             The gradient's number.
         """
+        return self._push(None)
+
+    def push_pull(self, out: Snapshot | None = None, *, copy: bool = True) -> Snapshot:
+        """Push what was written, and pull parameters that it is in; as `Worker.push_pull`.
+
+        Parameters
+        ----------
+        out, copy : Snapshot, bool
+            As for `Worker.pull`.
+
+        Returns
+        -------
+        Snapshot
+            A consistent version.
+        """
+        return self._puller.pull(None, None, out, copies=copy, own=True, push=self._push)
+
+    def _push(self, asks: int | None) -> int:
         taken, layout = self._taken, self._layout
         if taken is None or layout is None:
             raise StateError("this slot is not open; call worker.slot() again")
@@ -326,7 +359,7 @@ class Slot:
             self.drop()
             raise
         self._taken = None
-        self.number = self._pusher.push_slot(layout, taken, details, base)
+        self.number = self._pusher.push_slot(layout, taken, details, base, asks)
         return self.number
 
     def drop(self) -> None:

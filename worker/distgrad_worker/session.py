@@ -65,7 +65,8 @@ class Session:
         self.attempt = 1
         self.nonce = nonce
         self.is_generated = generated
-        self._session: str | None = None
+        # As issued by the last `hello`.
+        self.name: str | None = None
         self._progress = Progress()
         self.grant = self.grant_seq = self._queue_bytes = 0
         self._echo_due = self._rewind_due = False
@@ -119,6 +120,7 @@ class Session:
         parts: Sequence[Any],
         payload_bytes: int,
         slot: int | None = None,
+        asks: int | None = None,
     ) -> int:
         """Give a gradient its number, after `can_push` was true.
 
@@ -132,13 +134,15 @@ class Session:
             Bytes of its payload.
         slot : int, optional
             The slot that the payload lies in.
+        asks : int, optional
+            The pull that its message stands for.
 
         Returns
         -------
         int
             Its number.
         """
-        return self.window.add(header, details, parts, charge(payload_bytes), slot).number
+        return self.window.add(header, details, parts, charge(payload_bytes), slot, asks).number
 
     def sendable(self, now: float) -> list[Entry]:
         """Take what is to be sent now.
@@ -161,15 +165,10 @@ class Session:
             progress.since = now
         entries = window.send(self.grant)
         for entry in entries:
-            entry.header.address(self._session, self.attempt)
+            entry.header.address(self.name, self.attempt)
         return entries
 
     # What the shell's thread does
-
-    @property
-    def name(self) -> str | None:
-        """The session's name, as issued by the last `hello`."""
-        return self._session
 
     @property
     def is_busy(self) -> bool:
@@ -225,14 +224,14 @@ class Session:
         if layout is None or self.layout is None or layout.fingerprint != self.layout.fingerprint:
             self.layout = layout
         accepted = int(header["accepted"])
-        is_first = self._session is None
+        is_first = self.name is None
         session = str(header["session"])
-        if not is_first and header["incarnation"] != str(self._session).partition(":")[0]:
+        if not is_first and header["incarnation"] != str(self.name).partition(":")[0]:
             self._on_restart(header)
             if self.ended is not None:
                 return
-        if session != self._session:
-            self._session, self.shared = session, set()
+        if session != self.name:
+            self.name, self.shared = session, set()
             # Everything on the way belongs to the former session.
             self.attempt += 0 if is_first else 1
             self.must_reopen = self._rewind_due = True
@@ -310,7 +309,7 @@ class Session:
         bool
             Whether it is news.
         """
-        if session != self._session or settled <= self.window.settled:
+        if session != self.name or settled <= self.window.settled:
             return False
         self._progress.hear(settled, now, is_news=True)
         self.superseded = max(self.superseded, superseded)

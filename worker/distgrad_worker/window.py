@@ -36,9 +36,11 @@ class Entry:
         What it counts for in the grant, bytes.
     slot : int or None
         The slot that the payload lies in.
+    asks : int or None
+        The number of the pull that its first message stands for as well.
     """
 
-    __slots__ = ("charge", "details", "header", "number", "parts", "slot")
+    __slots__ = ("asks", "charge", "details", "header", "number", "parts", "slot")
 
     def __init__(
         self,
@@ -48,6 +50,7 @@ class Entry:
         parts: Sequence[Any],
         charge: int,
         slot: int | None,
+        asks: int | None,
     ) -> None:
         self.number = number
         self.header = header
@@ -55,6 +58,7 @@ class Entry:
         self.parts = parts
         self.charge = charge
         self.slot = slot
+        self.asks = asks
 
     def frames(self, shared: Container[int] = ()) -> list[Any]:
         """Build the message; `Header.address` comes first.
@@ -69,9 +73,13 @@ class Entry:
         list of buffers
             The header, and what is not in it.
         """
+        details, parts = self.details, self.parts
         if self.slot is not None and self.slot in shared:
-            return self.header.frames(self.number, {**self.details, "slot": self.slot}, ())
-        return self.header.frames(self.number, self.details, self.parts)
+            details, parts = {**details, "slot": self.slot}, ()
+        if self.asks is not None:
+            # Who still waits when this has to be sent again asks for itself.
+            details, self.asks = {**details, "asks": self.asks}, None
+        return self.header.frames(self.number, details, parts)
 
 
 class Window:
@@ -162,7 +170,13 @@ class Window:
         return not self._entries or self.kept_bytes + charge <= limit
 
     def add(
-        self, header: Header, details: Mapping[str, Any], parts: Sequence[Any], charge: int, slot: int | None = None
+        self,
+        header: Header,
+        details: Mapping[str, Any],
+        parts: Sequence[Any],
+        charge: int,
+        slot: int | None = None,
+        asks: int | None = None,
     ) -> Entry:
         """Give a gradient the next number and keep it until it is settled.
 
@@ -178,13 +192,15 @@ class Window:
             What it counts for, bytes.
         slot : int, optional
             The slot that the payload lies in.
+        asks : int, optional
+            The pull that its message stands for.
 
         Returns
         -------
         Entry
             Not sent yet.
         """
-        entry = Entry(self.last + 1, header, details, parts, charge, slot)
+        entry = Entry(self.last + 1, header, details, parts, charge, slot, asks)
         # Ctrl-C comes at the beginning or end of a call: either nothing is done, or all.
         self.last = entry.number
         self.kept_bytes += charge

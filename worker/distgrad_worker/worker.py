@@ -264,10 +264,7 @@ class Worker:
         SnapshotRevoked
             If it was computed on the broker's memory (``pull(copy=False)``), which was taken back; it was not queued.
         """
-        self._connection.check()
-        layout = self._pusher.layout()
-        details = checked_details(loss, examples, cursor)
-        return self._pusher.push(layout, gradients, details, self._puller.base_of(base_version), copies=copy)
+        return self._push(gradients, loss, examples, cursor, base_version, copy)
 
     def push_pull(self, gradients: Any, out: Snapshot | None = None, *, copy: bool = True, **details: Any) -> Snapshot:
         """Push a gradient, and pull parameters that it is in; one round trip.
@@ -288,8 +285,24 @@ class Worker:
         Snapshot
             A consistent version. If the gradient was refused, the next call raises that.
         """
-        self.push(gradients, **details)
-        return self.pull(out=out, own=True, copy=copy)
+        return self._puller.pull(
+            None, None, out, copies=copy, own=True, push=lambda asks: self._push(gradients, asks=asks, **details)
+        )
+
+    def _push(
+        self,
+        gradients: Any,
+        loss: float | None = None,
+        examples: int = 1,
+        cursor: bytes | str | None = None,
+        base_version: Snapshot | State | int | None = None,
+        copy: bool = True,
+        asks: int | None = None,
+    ) -> int:
+        self._connection.check()
+        layout = self._pusher.layout()
+        details = checked_details(loss, examples, cursor)
+        return self._pusher.push(layout, gradients, details, self._puller.base_of(base_version), copies=copy, asks=asks)
 
     def slot(self) -> Slot:
         """Give memory to compute the next gradient into; it is pushed at the end of the with-block.

@@ -8,9 +8,9 @@ they give different things:
 - *pulling ahead*: a pull brings any version that this worker does not have yet, which is what asynchronous training
   needs; its own last gradient may still be under way. How many were missing at most is in the record.
 
-A small gradient is copied by `push`. A large one is lent (``copy=False``): with its own gradient included it is
-settled, and the array free, when the parameters come; pulling ahead, two arrays take turns, and `Worker.settled`
-tells when one is free again. `pull` reuses the arrays of the pull before it.
+A small gradient is copied, by `push_pull` where the parameters hold it. A large one is lent (``copy=False``): with
+its own gradient included it is settled, and the array free, when the parameters come; pulling ahead, two arrays take
+turns, and `Worker.settled` tells when one is free again. `pull` reuses the arrays of the pull before it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,11 @@ class OwnIncluded(Link):
 
     def exchange(self) -> Array:
         """Return what holds all that was pushed."""
-        self._worker.push(self.gradient, copy=self._copies)
+        if self._copies:
+            self._snapshot = self._worker.push_pull(self.gradient, out=self._snapshot)
+            parameters: Array = self._snapshot.parameters
+            return parameters
+        self._worker.push(self.gradient, copy=False)
         return self._pull()
 
     def finish(self) -> None:
@@ -137,8 +141,7 @@ class InSlot(OwnIncluded):
 
     def exchange(self) -> Array:
         """Return what holds all that was pushed."""
-        self._slot.push()
-        self._snapshot = self._worker.pull(own=True, copy=False)
+        self._snapshot = self._slot.push_pull(copy=False)
         parameters: Array = self._snapshot.parameters
         return parameters
 
@@ -176,7 +179,7 @@ CONTENDERS = (
         functools.partial(start, link=InSlot, shares=True),
         no_shared_memory,
         packages=PACKAGES,
-        note="`Worker.slot` and `pull(copy=False)`: the gradient is born in shared memory, parameters are read there.",
+        note="`Slot.push_pull(copy=False)`: the gradient is born in shared memory, parameters are read there.",
     ),
     Contender(
         "distgrad-host",

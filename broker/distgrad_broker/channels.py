@@ -71,7 +71,10 @@ class GradientChannel:
         if not is_readable(socket):
             return None
         # As frames: they know whether more follow, and asking the socket costs as much again as receiving.
-        frame = socket.recv(copy=False)
+        try:
+            frame = socket.recv(zmq.DONTWAIT, copy=False)
+        except zmq.Again:
+            return None
         try:
             if self._role_of is not None:
                 user = _user_of(frame)

@@ -232,7 +232,7 @@ class OwnedSocket:
 
 
 def is_readable(socket: Any) -> bool:
-    """Tell whether a message can be read: to look first is cheaper than the exception of a socket that has none.
+    """Tell whether there may be a message: to look first is cheaper than the exception of a socket that has none.
 
     Parameters
     ----------
@@ -242,7 +242,8 @@ def is_readable(socket: Any) -> bool:
     Returns
     -------
     bool
-        Whether `recv` will return at once.
+        False if there is none. Where a new connection has a key, ZeroMQ says yes as soon as it knows whose it is,
+        though the first message has not arrived.
     """
     return bool(socket.getsockopt(_EVENTS) & _READABLE)
 
@@ -294,8 +295,8 @@ class LinkMonitor:
         links: list[Link] = []
         if self._pair.closed:
             return links
-        while is_readable(self._pair.raw()):
-            links.append(parse_event(self._pair.recv_multipart(copy=True)))
+        while is_readable(self._pair.raw()) and (frames := self._pair.recv_multipart(copy=True)):
+            links.append(parse_event(frames))
         return links
 
     def adopt(self) -> None:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,16 @@ from zmq.utils import z85
 
 from distgrad import sockets
 from distgrad.keys import BrokerKeys, ClientKeys, Role, add_client, revoke_client
+from distgrad.owned_sockets import is_readable
 from distgrad.sockets import Link, OwnedSocket
+from distgrad.wire import pack
 from distgrad_broker.authenticator import REFRESH_S, Authenticator
+from distgrad_broker.channels import GradientChannel
+from distgrad_broker.events import MessageRejected
 from support.key_folders import KeyFolder, make_key_folder
 
 WAIT_S = 10.0
+HEADER = {"v": 1, "kind": "gradient", "worker": "w", "session": "s", "attempt": 1, "number": 1, "fingerprint": 5}
 
 
 class Door:
@@ -313,3 +320,48 @@ def test_every_other_question_is_refused_and_counted(
         if len(request_frames) > 1:
             assert asker.poll(int(WAIT_S * 1000))
             assert asker.recv_multipart()[1:4] == [b"1.0", request_frames[1], b"400"]
+
+
+def test_a_first_message_of_which_a_part_has_come_is_none_and_stops_nobody(
+    door: Door, folder: KeyFolder, context: sockets.Context
+) -> None:
+    """ZeroMQ has news of its own by then: whose the connection is."""
+    channel = GradientChannel(door.gradients, lambda _: "worker")
+    host, port = door.gradients.endpoint.removeprefix("tcp://").split(":")
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        client = sockets.gradient_client(
+            context, f"tcp://127.0.0.1:{listener.getsockname()[1]}", keys=ClientKeys.load(folder.worker)
+        )
+        stack.callback(client.close)
+        client.send_multipart([pack(HEADER), bytes(4_000_000)])
+        near = stack.enter_context(listener.accept()[0])
+        far = stack.enter_context(socket.create_connection((host, int(port))))
+        near.settimeout(WAIT_S)
+        sent = 0
+        looks: list[bool] = []
+
+        def forward(up_to: int) -> None:
+            nonlocal sent
+            while sent < up_to and select.select([near], [], [], 0.02)[0]:
+                data = near.recv(min(4096, up_to - sent))
+                far.sendall(data)
+                sent += len(data)
+            while select.select([far], [], [], 0.02)[0]:
+                near.sendall(far.recv(4096))
+            door.authenticator.handle()
+
+        # The handshake, the header and a part of the payload; then the rest of it.
+        while not (looks and looks[-1]) and len(looks) < 100:
+            forward(100_000)
+            looks.append(is_readable(door.gradients.raw()))
+        assert looks[-1]
+        assert channel.receive() is None
+        assert channel.receive() is None
+
+        gradients = None
+        while gradients is None:
+            forward(1 << 30)
+            gradients = channel.receive()
+        assert not isinstance(gradients, MessageRejected)
+        assert gradients[0].size == 4_000_000

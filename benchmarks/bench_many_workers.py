@@ -1,6 +1,7 @@
 """Measure what a gradient costs where 256 workers are connected, and what a stopped worker costs the others.
 
-- *256 workers*: four processes with 64 `Worker`s each push in turn. The floor: four processes with one each.
+- *256 workers*: four processes with 64 `Worker`s each, which share a ZeroMQ context, push in turn. The floor: four
+  processes with one each.
 - *one is stopped*: three workers push beside a fourth that is frozen (SIGSTOP) while it pushes 4 MB gradients. The
   floor: the same three alone.
 
@@ -16,6 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
+import zmq
 
 from benchmarks import harness
 from distgrad_worker import Worker
@@ -28,7 +30,8 @@ N_PROCESSES, N_EACH = 4, 64
 def pushers(connection: Connection, address: str, size: int, n_workers: int) -> None:
     gradient = np.full(size, 1e-3, DTYPE)
     with ExitStack() as stack:
-        workers = [stack.enter_context(Worker(address, shares_memory=False)) for _ in range(n_workers)]
+        context = stack.enter_context(zmq.Context())
+        workers = [stack.enter_context(Worker(address, shares_memory=False, context=context)) for _ in range(n_workers)]
         for worker in workers:
             worker.initialize(np.zeros(size, DTYPE))
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import zmq
 
 from distgrad import Admin
 from distgrad.errors import StateError
@@ -177,3 +178,21 @@ with Worker(sys.argv[1]) as worker:
 
     assert "child ended with 7" in process.lines
     assert admin.status()["version"] == 1
+
+
+def test_workers_that_share_a_context_leave_it_open_for_the_others_and_for_its_owner(
+    broker: Broker, admin: Admin
+) -> None:
+    with zmq.Context() as context:
+        before = threading.active_count(), len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 0
+        workers = [Worker(broker.address, context=context) for _ in range(5)]
+        if sys.platform == "linux":
+            # Of each its lease's thread, and two of ZeroMQ's in all.
+            assert len(os.listdir("/proc/self/task")) - before[1] <= 5 + 2
+        for count, worker in enumerate(workers, start=1):
+            worker.push(ONES)
+            worker.close()
+            assert not context.closed
+            assert admin.status()["version"] == count
+        assert threading.active_count() == before[0]
+    assert (admin.get_model_parameters()["w"] == -5).all()

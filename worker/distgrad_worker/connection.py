@@ -24,7 +24,7 @@ from distgrad.errors import (
     StateError,
 )
 from distgrad.quantities import checked_timeout
-from distgrad.sockets import PeerKeys
+from distgrad.sockets import Context, PeerKeys
 from distgrad.wire import MAX_ID_CHARACTERS
 from distgrad_worker.driver import Driver
 from distgrad_worker.session import Session
@@ -88,6 +88,8 @@ class Connection:
         How long the broker may be unreachable before a call gives up, seconds.
     gradients : str or None
         Where to send gradients, if not where the broker says.
+    context : zmq.Context or None
+        Whose sockets to use, if not those of a context of its own.
 
     Attributes
     ----------
@@ -107,7 +109,13 @@ class Connection:
     """
 
     def __init__(
-        self, session: Session, address: str, keys: PeerKeys | None, timeout: float, gradients: str | None
+        self,
+        session: Session,
+        address: str,
+        keys: PeerKeys | None,
+        timeout: float,
+        gradients: str | None,
+        context: Context | None = None,
     ) -> None:
         self._timeout = checked_timeout(timeout)
         self.session = session
@@ -122,7 +130,7 @@ class Connection:
         self._address = addresses.parse(address, addresses.CONTROL_PORT)
         if gradients is not None:
             addresses.parse(gradients, addresses.GRADIENTS_PORT)
-        self.driver = Driver(session, self.changed, self.lock, self._address, keys, gradients)
+        self.driver = Driver(session, self.changed, self.lock, self._address, keys, gradients, context)
         self.puller = ControlClient(address, keys, timeout, context=self.driver.context)
         # What a program leaves behind when it ends without `close` is delivered, whoever still has the worker.
         atexit.register(self.close, EXIT_FLUSH_S)

@@ -86,6 +86,8 @@ class Driver:
         For CURVE.
     gradients : str or None
         Where to send gradients, if not where the broker says.
+    context : zmq.Context or None
+        Where to make the sockets, which stays the caller's; None makes one.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Driver:
         address: addresses.Address,
         keys: Any,
         gradients: str | None,
+        context: sockets.Context | None = None,
     ) -> None:
         self._session = session
         self._changed = changed
@@ -103,7 +106,8 @@ class Driver:
         self._address = address
         self._keys = keys
         self._override = gradients
-        self.context = sockets.open_context()
+        self._owns_context = context is None
+        self.context = sockets.open_context() if context is None else context
         self.last_answer = time.monotonic()
         self.failure: BaseException | None = None
         self.link: Link | None = None
@@ -214,6 +218,8 @@ class Driver:
             self._is_awake = True  # nobody writes to the pipe any more
         os.close(self._wake_read)
         os.close(self._wake_write)
+        if not self._owns_context:
+            return
         # Ctrl-C may have kept a socket from being closed, for which the context would wait for ever.
         ending = threading.Thread(target=self.context.destroy, args=(0,), daemon=True)
         ending.start()

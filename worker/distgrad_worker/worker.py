@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from distgrad.keys import ClientKeys, KeyPath
+    from distgrad.sockets import Context
 
 # An unfinished worker is given this long to deliver when its with-block ends by an exception.
 _ABORT_FLUSH_S = 1.0
@@ -52,6 +53,9 @@ class Worker:
         Where to send gradients, if not where the broker says: for forwarded ports.
     shares_memory : bool
         Whether to share memory with a broker on the same host, which is faster and has the same results.
+    context : zmq.Context, optional
+        For many workers in one process, which then have one thread of ZeroMQ in all instead of one each. It stays the
+        caller's, to be ended after all of them were closed.
 
     Raises
     ------
@@ -81,9 +85,10 @@ class Worker:
         timeout: float = 30.0,
         gradients: str | None = None,
         shares_memory: bool = True,
+        context: Context | None = None,
     ) -> None:
         self._session = new_session(worker_id, window_bytes)
-        self._connection = Connection(self._session, address, client_keys(keys), timeout, gradients)
+        self._connection = Connection(self._session, address, client_keys(keys), timeout, gradients, context)
         self._lock = self._connection.lock
         self._pusher = Pusher(self._connection, shares_memory=shares_memory)
         self._puller = Puller(self._connection, shares_memory=shares_memory)

@@ -27,6 +27,9 @@ from distgrad_broker.buffers import MAX_BUFFERS, Buffers
 from distgrad_broker.holds import MAX_READERS, QUIET_S, SERVED_PARTS, Hold, Range, least_worth_keeping
 from distgrad_broker.shared_versions import MIN_BYTES, SharedArenas
 
+# Parameters of less than this are copied into their message, which costs less than to keep account of them.
+LENT_BYTES = 256 * 1024
+
 
 class Versions:
     """The holder, its version buffers, and the holds on them.
@@ -244,7 +247,11 @@ class Versions:
         layout, storage = self._current()
         n_parts = len(layout.parts())
         if n_parts <= RANGE_PARTS:
-            return Range(None, encode(layout, storage.arenas, trained_only=False), n_parts, False)
+            parts = encode(layout, storage.arenas, trained_only=False)
+            lent = None
+            if layout.parameter_bytes >= LENT_BYTES and self._buffers.may_be_read(storage):
+                lent = self._buffers.loans.lend(storage, parts)
+            return Range(None, parts if lent is None else lent, n_parts, lent is not None)
         if not self._buffers.may_be_read(storage):
             return None
         return self._serve(self._hold(layout, storage, now), 0)

@@ -13,7 +13,7 @@ from distgrad.layout import Layout
 from distgrad.wire import PART_BYTES
 from distgrad_broker.buffers import MAX_BUFFERS, MAX_HELD
 from distgrad_broker.holds import MAX_READERS, QUIET_S, SERVED_PARTS
-from distgrad_broker.versions import Versions
+from distgrad_broker.versions import LENT_BYTES, Versions
 from support.core_kit import Kit
 
 LARGE = Layout.of({"n": np.zeros(1, np.int64), "w": np.zeros(5 << 20, np.float32)})
@@ -242,3 +242,28 @@ def test_replaced_parameters_are_not_read_on() -> None:
 
     assert pool.rest(token) is None
     assert pool.versions.version == 0
+
+
+@pytest.mark.parametrize(("size", "is_lent"), [(LENT_BYTES // 4 - 1, False), (LENT_BYTES // 4, True)])
+def test_parameters_that_one_reply_holds_are_lent_if_copying_them_costs_more(size: int, is_lent: bool) -> None:
+    layout = Layout.of(np.zeros(size, np.float32))
+    versions = Versions(ParameterHolder(executor="numpy"))
+    versions.set(layout, [np.zeros(size, np.float32)])
+    gradient = Kit(None).gradient(1, layout=layout)
+
+    first = versions.open(0.0)
+    assert first is not None
+    versions.apply(gradient)
+    second = versions.open(0.0)
+    assert second is not None
+    for _ in range(5):
+        versions.apply(gradient)
+
+    assert (first.is_lent, second.is_lent) == (is_lent, False)
+    assert (first.token, second.token) == (None, None)
+    if is_lent:
+        assert {value for part in first.parts for value in np.frombuffer(part, np.float32)} == {0.0}
+        del first
+        third = versions.open(0.0)
+        assert third is not None
+        assert third.is_lent

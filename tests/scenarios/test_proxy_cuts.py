@@ -32,7 +32,7 @@ with Worker(control, worker_id=f"worker-{{seed}}", gradients=gradients, timeout=
     worker.initialize({{"w": np.zeros({FLOATS}, np.float32)}})
     for step in range({GRADIENTS}):
         gradient = {{"w": chance.integers(-3, 4, {FLOATS}).astype(np.float32)}}
-        if step % 50:
+        if step % 300:
             worker.push(gradient)
         else:
             worker.push_pull(gradient)

@@ -29,6 +29,8 @@ class Kernel(NamedTuple):
     All take 1-D contiguous arrays of equal length. `check(g, word)` returns the largest bits of any
     ``|g|``; `beside(out, p, g, *state, numbers, word)` and `in_place(p, g, *state, numbers, word)`
     write the update. Those of stateless rules return the largest bits too, those with state 0.
+    `summed(out, p, a, b, weights, total, numbers, word)` does what `beside` does for ``w0 a + w1 b``, which goes
+    through `total` piece by piece; None where that would be no faster.
     `compiled` ones hold no GIL, so that threads can share the work. (Measured: NumPy's many short
     calls on two threads take twice the time of one, handing the GIL to and fro.)
     """
@@ -36,6 +38,7 @@ class Kernel(NamedTuple):
     check: Callable[..., int]
     beside: Callable[..., int]
     in_place: Callable[..., int]
+    summed: Callable[..., int] | None
     compiled: bool
 
 
@@ -88,7 +91,7 @@ def kernel(name: str, dtype: np.dtype[Any]) -> Kernel:
         Functions that take arrays of any float type.
     """
     beside, in_place = _ENTRIES[name]
-    return Kernel(check, beside, in_place, compiled=False)
+    return Kernel(check, beside, in_place, None, compiled=False)
 
 
 def check(g: Array, word: Array) -> int:

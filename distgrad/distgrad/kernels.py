@@ -117,6 +117,33 @@ def _decay_in_place(p, g, n, word):  # type: ignore[no-untyped-def]
     return _decay(p, p, g, n, word)
 
 
+@_inline
+def _add(total, a, b, w):  # type: ignore[no-untyped-def]
+    w0, w1 = w[0], w[1]
+    for i in range(total.size):
+        total[i] = w0 * a[i] + w1 * b[i]
+
+
+def _step_summed(out, p, a, b, w, total, n, word):  # type: ignore[no-untyped-def]
+    worst = word.dtype.type(0)
+    for low in range(0, out.size, total.size):
+        high = min(low + total.size, out.size)
+        g = total[: high - low]
+        _add(g, a[low:high], b[low:high], w)
+        worst = max(worst, _step(out[low:high], p[low:high], g, n, word))
+    return worst
+
+
+def _decay_summed(out, p, a, b, w, total, n, word):  # type: ignore[no-untyped-def]
+    worst = word.dtype.type(0)
+    for low in range(0, out.size, total.size):
+        high = min(low + total.size, out.size)
+        g = total[: high - low]
+        _add(g, a[low:high], b[low:high], w)
+        worst = max(worst, _decay(out[low:high], p[low:high], g, n, word))
+    return worst
+
+
 def _momentum_beside(out, p, g, b, n, word):  # type: ignore[no-untyped-def]
     _momentum(out, p, g, b, n)
     return 0
@@ -154,6 +181,7 @@ _ENTRIES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "nesterov": (_nesterov_beside, _nesterov_in_place),
     "adam": (_adam_beside, _adam_in_place),
 }
+_SUMMED: dict[str, Callable[..., Any]] = {"step": _step_summed, "decay": _decay_summed}
 
 
 class Compiler:
@@ -201,10 +229,14 @@ class Compiler:
             rest = (read, *[own] * SLOTS[name], own, word)
             if dtype not in self._checks:
                 self._checks[dtype] = self._compile(_check, (read, word))
+            summed = None
+            if name in _SUMMED:
+                summed = self._compile(_SUMMED[name], (own, read, read, read, own, own, own, word))
             made = Kernel(
                 check=self._checks[dtype],
                 beside=self._compile(beside, (own, read, *rest)),
                 in_place=self._compile(in_place, (own, *rest)),
+                summed=summed,
                 compiled=True,
             )
             self._made[name, dtype] = made

@@ -100,7 +100,7 @@ def test_loops_are_vectorised(name: str) -> None:
         pytest.skip("reads x86 instructions")
     compiled = UNCACHED.kernel(name, np.dtype("float32"))
 
-    for function in compiled[:3]:
+    for function in filter(callable, compiled):
         code = function.inspect_asm()  # type: ignore[attr-defined]  # a numba dispatcher
         (text,) = code.values()
         assert re.search(r"\b[yz]mm\d", text), "no wide registers"

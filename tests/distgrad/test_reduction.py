@@ -174,8 +174,10 @@ def test_a_check_refuses_what_apply_would_and_changes_nothing(executor: str, val
 
 
 @pytest.mark.parametrize("executor", ["numpy", "numba"])
-@pytest.mark.parametrize("rule", [None, SGD(lr=0.3), SGD(lr=0.3, momentum=0.9), Adam(lr=0.1)])
-@pytest.mark.parametrize("weights", [[1.0, 1.0], [1.0, 1.0, 0.5], [0.25, -2.0, 1.0], [0.7]])
+@pytest.mark.parametrize(
+    "rule", [None, SGD(lr=0.3), SGD(lr=0.3, weight_decay=0.1), SGD(lr=0.3, momentum=0.9), Adam(lr=0.1)]
+)
+@pytest.mark.parametrize("weights", [[1.0, 1.0], [0.3, 0.7], [1.0, 1.0, 0.5], [0.25, -2.0, 1.0, 1.0], [0.7]])
 def test_a_sum_is_applied_as_if_it_were_a_gradient(executor: str, rule: Rule | None, weights: list[float]) -> None:
     if executor == "numba":
         pytest.importorskip("numba")
@@ -208,16 +210,20 @@ def test_a_sum_is_applied_as_if_it_were_a_gradient(executor: str, rule: Rule | N
         holder.close()
 
 
-@pytest.mark.parametrize("rule", [None, SGD(lr=0.3), Adam(lr=0.1)])
-def test_a_sum_that_is_too_large_changes_nothing(rule: Rule | None) -> None:
-    holder = ParameterHolder(rule=rule, threads=1, executor="numpy")
+@pytest.mark.parametrize("executor", ["numpy", "numba"])
+@pytest.mark.parametrize("rule", [None, SGD(lr=0.3), SGD(lr=0.3, weight_decay=0.1), Adam(lr=0.1)])
+@pytest.mark.parametrize("weights", [[1, 1], [1, 0, 1]])
+def test_a_sum_that_is_too_large_changes_nothing(executor: str, rule: Rule | None, weights: list[float]) -> None:
+    if executor == "numba":
+        pytest.importorskip("numba")
+    holder = ParameterHolder(rule=rule, threads=1, executor=executor)
     holder.set_nest(np.ones(BLOCK + 2, np.float32))
     spare, before = holder.new_spare(), storage_of(holder)
     huge = np.zeros(BLOCK + 2, np.float32)
     huge[-1] = 3e38
 
     with pytest.raises(GradientRefused, match="gradient holds"):
-        holder.apply_sum([[huge], [huge]], [1, 1], spare=spare)
+        holder.apply_sum([[huge] for _ in weights], weights, spare=spare)
 
     assert holder.storage is before
     assert (holder.version, holder.steps) == (0, 0)

@@ -82,7 +82,7 @@ class PullWait:
         self.waits_since: float | None = None
 
     def behind(self, number: int) -> PullWait:
-        """Give the same wish, for what another gradient is in.
+        """Wish for what a gradient is in, in the same form.
 
         Parameters
         ----------
@@ -95,11 +95,11 @@ class PullWait:
             Which has waited for nothing yet.
         """
         return PullWait(
-            self.newer_than,
+            None,
             self.have,
             self.worker,
             number,
-            own=self.own,
+            own=True,
             is_near=self.is_near,
             lessee=self.lessee,
             session=self.session,

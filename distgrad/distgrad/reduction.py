@@ -2,8 +2,8 @@
 
 The sum is made element by element in the order given, so neither the number of threads nor where the parts are cut
 changes a bit of it. It goes through memory once: block after block, all gradients are added while the block is in
-the cache, and where the rule has no state the block is applied before the next one is summed. A compiled kernel adds the
-last gradient by itself.
+the cache, and where the rule has no state the block is applied before the next one is summed. A compiled kernel adds
+the last gradient by itself.
 """
 
 from __future__ import annotations

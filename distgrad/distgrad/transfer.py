@@ -100,7 +100,6 @@ def fetch(
         Reads the broker's memory, if that is on this host.
     leases : bool
         Whether the arenas may be the broker's own; it then leaves them alone until `worker`'s next gradient or `get`.
-
     own : bool
         Whether to wait for that gradient under every policy.
     push : callable, optional
@@ -124,18 +123,14 @@ def fetch(
         As `ControlClient.request`.
     """
     asked: dict[str, Any] = {"newer_than": None if newer_than is None else list(newer_than), "wait_s": wait_s}
-    if leases:
-        asked["lease"] = True
+    asked |= {"lease": True} if leases else {}
     if worker is not None:
         asked |= {"worker": worker, "pushed": pushed, "own": own, "session": session}
+    reserved: int | None = None
     with client.conversation():
-        reserved: int | None = None
         if push is not None:
-            # What the broker has to know of it beside the number of the gradient.
-            wish = (client.connection, session, None if have is None else have.fingerprint, leases, shared is None)
-            reserved = client.reserve() if client.last_pull == wish and session is not None else None
+            reserved = client.reserve() if client.last_pull == _wish(client, asked, have, shared) else None
             asked["pushed"] = push(reserved)
-            client.last_pull = wish
         for _ in range(MAX_TRIES - 1):
             try:
                 return _fetch_once(client, asked, have, out_arenas, timeout, shared, reserved)
@@ -143,7 +138,6 @@ def fetch(
                 client.give_up()  # ranges of it that are still asked for
                 reserved = None
         # Whoever did not get through to its end so far does not try shared memory again, of which nothing is held.
-        client.last_pull = None
         return _fetch_once(client, asked, have, out_arenas, timeout, None)
 
 
@@ -251,6 +245,9 @@ def _fetch_once(
         reply_bytes=_REPLY_BYTES if have is None else min(have.parameter_bytes, _REPLY_BYTES),
         timeout=timeout,
     )
+    if reserved is None and asked.get("session") is not None and asked["wait_s"] > 0:
+        # The broker remembers it from now on, in place of the one before it.
+        client.last_pull = _wish(client, asked, have, shared)
     reply = client.receive(pending)
     if reply.header.get("unchanged"):
         return None
@@ -284,6 +281,13 @@ def _fetch_once(
         parts = ranges.receive()
     places.check_full()
     return Fetched(layout, arenas, state, None, settled)
+
+
+def _wish(
+    client: ControlClient, asked: Mapping[str, Any], have: Layout | None, shared: SharedReading | None
+) -> tuple[Any, ...]:
+    """Tell what a worker's `get` asks for that is not of one gradient, and whom the reply reaches."""
+    return client.connection, asked["session"], have and have.fingerprint, shared and shared.host, "lease" in asked
 
 
 def _settled(header: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -244,6 +244,19 @@ def test_a_gradient_may_ask_for_its_workers_last_pull_once_more() -> None:
     assert not kit.state.pulls
 
 
+def test_what_a_gradient_asks_for_has_it_whatever_the_last_pull_was_content_with() -> None:
+    kit = Kit()
+    kit.hello()
+    pull = last_pull(kit, own=False, newer_than=["one", 0, 7])
+    kit.push(1, asks=8)
+    assert kit.replies_to(pull) == []
+
+    kit.work()
+
+    (reply,) = kit.replies_to(pull)
+    assert (reply.header["id"], reply.header["version"]) == (8, 1)
+
+
 def test_a_pull_that_a_gradient_asked_for_waits_no_longer_than_the_pull_itself_did() -> None:
     kit = Kit()
     kit.hello()

@@ -106,6 +106,20 @@ def test_a_loop_of_push_pull_sends_one_message_each_time(broker: Broker, size: i
         assert (snapshot.parameters["w"] == -11).all()
 
 
+def test_other_pulls_between_change_nothing(broker: Broker, size: int) -> None:
+    gradient = {"w": np.ones(size, np.float32)}
+    with Worker(broker.address) as worker:
+        snapshot = worker.push_pull(gradient)
+        for step in range(1, 8):
+            assert snapshot.version == 2 * step - 1
+            lent = worker.pull(snapshot.version - 1, copy=False)
+            assert not worker.push_pull(gradient).is_lent
+            assert lent.is_lent == (size > 1000)
+            snapshot = worker.push_pull(gradient, copy=step % 2 == 0)
+            with pytest.raises(TimeoutError):
+                worker.pull(newer_than=snapshot, timeout=0.01)
+
+
 def test_a_slot_that_is_not_open_pulls_nothing(broker: Broker) -> None:
     with Worker(broker.address) as worker:
         worker.pull()

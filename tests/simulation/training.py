@@ -186,13 +186,20 @@ class Training:
             header = self._header = Header(session.worker_id, layout.fingerprint, self._base)
         push = Push(session.worker_id, process.uid, self._batch, cursor, layout, vectors)
         parts = encode(layout, vectors)
-        push.number = session.push(header, checked_details(None, 1, cursor), parts, layout.gradient_bytes)
+        # Now and then it asks for the next pull as well; who has no reply after a while pulls by itself.
+        asks = process.next_id() if self._asked_in == session.name and self._batch % 32 == 5 else None
+        details = checked_details(None, 1, cursor)
+        push.number = session.push(header, details, parts, layout.gradient_bytes, None, asks)
         world.was_pushed(push)
         self.pushed.append(push)
         self._next = None
         self._batch += 1
         session.stop_wanting()
-        self._begin_next()
+        if asks is None or self.must_leave or self._is_enough():
+            self._begin_next()
+        else:
+            self.doing, self._asked = PULLING, asks
+            self._retry_at = process.now + RETRY_S + PULL_WAIT_S
         return None
 
     def _make(self, layout: Layout) -> tuple[Layout, list[Array], Any]:

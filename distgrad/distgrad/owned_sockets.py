@@ -26,7 +26,8 @@ from distgrad.errors import Forked
 # As plain numbers: pyzmq's flags are enums, and joining two of those takes longer than sending a small frame.
 _LAST = int(zmq.DONTWAIT)
 _MORE = int(zmq.DONTWAIT | zmq.SNDMORE)
-_EVENTS, _READABLE = int(zmq.EVENTS), int(zmq.POLLIN)
+# But as an option pyzmq looks a number up.
+_EVENTS, _READABLE = zmq.EVENTS, int(zmq.POLLIN)
 
 
 class Link(enum.StrEnum):

@@ -33,8 +33,11 @@ def test_whenever_a_worker_is_interrupted_it_goes_on(in_slot: bool) -> None:
                         gradient["w"][:] = 1
                     assert slot.number is not None
                     pushed = slot.number
-                else:
+                elif pushed % 3:
                     pushed = worker.push(ones)
+                else:
+                    worker.push_pull(ones)
+                    pushed = worker._session.window.last
                 if pushed % 4 == 0:
                     worker.pull()
 

@@ -9,6 +9,7 @@ import torch
 
 from distgrad.admin import Admin
 from distgrad.errors import ConfigError, GradientRefused, LayoutError, StateError
+from distgrad_worker.pushing import Slot
 from distgrad_worker.torch.ahead import Ahead, Collected
 from distgrad_worker.torch.buffers import SharedBuffers
 from distgrad_worker.torch.learning_rate import LearningRate
@@ -172,11 +173,11 @@ class DistributedOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torc
             self._write()
             if self._outgoing.is_empty:
                 raise StateError("no parameter has a gradient: call loss.backward() before step()")
-            push = self._outgoing.finish(details)
+            slot = self._outgoing.finish(details)
             if self._ahead is not None:
-                self._ahead.start(lambda: self._exchange(push))
+                self._ahead.start(lambda: self._exchange(slot))
             else:
-                self._exchange(push)
+                self._exchange(slot)
             if self._buffers is not None:
                 self._buffers.synchronize()
         return value
@@ -295,16 +296,20 @@ class DistributedOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torc
         finally:
             self._factors = None
 
-    def _exchange(self, push: Callable[[], None]) -> None:
+    def _exchange(self, slot: Slot) -> None:
         with torch.no_grad():
-            push()
+            if not self._waits:
+                slot.push()
+                self._trained.take(self._worker.pull(out=self._trained.snapshot))
+                return
+            snapshot = slot.push_pull(out=self._trained.snapshot)
             refused: GradientRefused | None = None
             try:
-                if self._waits:
-                    self._worker.flush()
+                if slot.number is None or self._worker.settled < slot.number:
+                    self._worker.flush()  # refused, or not on the broker's disk yet
             except GradientRefused as error:  # the parameters are as good as ever
                 refused = error
-            self._trained.take(self._worker.pull(out=self._trained.snapshot))
+            self._trained.take(snapshot)
             if refused is not None:
                 raise refused
 

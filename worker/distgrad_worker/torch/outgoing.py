@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -79,7 +78,7 @@ class Outgoing:
             raise
         del self._places[name]
 
-    def finish(self, details: dict[str, Any]) -> Callable[[], None]:
+    def finish(self, details: dict[str, Any]) -> Slot:
         """End the gradient; what was not written is zero.
 
         Parameters
@@ -89,8 +88,8 @@ class Outgoing:
 
         Returns
         -------
-        callable
-            Pushes it; to be called once, on any thread. Its errors are those of `Worker.push`.
+        Slot
+            To be pushed, on any thread.
         """
         slot = self._slot
         assert slot is not None  # something was written
@@ -98,11 +97,7 @@ class Outgoing:
             target.zero_()
         self._slot, self._places = None, {}
         slot.loss, slot.examples, slot.cursor = details["loss"], details["examples"], details["cursor"]
-
-        def push() -> None:
-            slot.push()
-
-        return push
+        return slot
 
     def drop(self) -> None:
         """Forget what was written."""

@@ -58,8 +58,7 @@ class OwnIncluded(Link):
         """Return what holds all that was pushed."""
         if self._copies:
             self._snapshot = self._worker.push_pull(self.gradient, out=self._snapshot)
-            parameters: Array = self._snapshot.parameters
-            return parameters
+            return self._array()
         self._worker.push(self.gradient, copy=False)
         return self._pull()
 
@@ -78,6 +77,9 @@ class OwnIncluded(Link):
                 break
             except SnapshotRevoked:
                 self._revoked += 1
+        return self._array()
+
+    def _array(self) -> Array:
         parameters: Array = self._snapshot.parameters
         return parameters
 
@@ -142,8 +144,7 @@ class InSlot(OwnIncluded):
     def exchange(self) -> Array:
         """Return what holds all that was pushed."""
         self._snapshot = self._slot.push_pull(copy=False)
-        parameters: Array = self._snapshot.parameters
-        return parameters
+        return self._array()
 
 
 def run_worker(

@@ -124,24 +124,23 @@ def _add(total, a, b, w):  # type: ignore[no-untyped-def]
         total[i] = w0 * a[i] + w1 * b[i]
 
 
-def _step_summed(out, p, a, b, w, total, n, word):  # type: ignore[no-untyped-def]
+@_inline
+def _in_blocks(change, out, p, a, b, w, total, n, word):  # type: ignore[no-untyped-def]
     worst = word.dtype.type(0)
     for low in range(0, out.size, total.size):
         high = min(low + total.size, out.size)
         g = total[: high - low]
         _add(g, a[low:high], b[low:high], w)
-        worst = max(worst, _step(out[low:high], p[low:high], g, n, word))
+        worst = max(worst, change(out[low:high], p[low:high], g, n, word))
     return worst
+
+
+def _step_summed(out, p, a, b, w, total, n, word):  # type: ignore[no-untyped-def]
+    return _in_blocks(_step, out, p, a, b, w, total, n, word)
 
 
 def _decay_summed(out, p, a, b, w, total, n, word):  # type: ignore[no-untyped-def]
-    worst = word.dtype.type(0)
-    for low in range(0, out.size, total.size):
-        high = min(low + total.size, out.size)
-        g = total[: high - low]
-        _add(g, a[low:high], b[low:high], w)
-        worst = max(worst, _decay(out[low:high], p[low:high], g, n, word))
-    return worst
+    return _in_blocks(_decay, out, p, a, b, w, total, n, word)
 
 
 def _momentum_beside(out, p, g, b, n, word):  # type: ignore[no-untyped-def]

@@ -8,7 +8,7 @@ the last gradient by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -154,40 +154,24 @@ def _sum_and_step(
     word: Array,
 ) -> int:
     """Sum one piece block by block, and apply each block; give the largest of what the kernel gave."""
-    if kernel.summed is not None and len(pieces) > 1:
-        return _sum_and_add_step(kernel.summed, new, old, pieces, weights, numbers, word)
-    scratch, worst = _scratch(new), 0
-    total = np.empty(min(BLOCK, new.size), new.dtype)
-    for low in range(0, new.size, BLOCK):
-        high = min(low + BLOCK, new.size)
-        block = total[: high - low]
-        _sum_block(block, [piece[low:high] for piece in pieces], weights, scratch)
-        worst = max(worst, kernel.beside(new[low:high], old[low:high], block, numbers, word))
-    return worst
-
-
-def _sum_and_add_step(
-    summed: Callable[..., int],
-    new: Array,
-    old: Array,
-    pieces: Sequence[Array],
-    weights: Sequence[Any],
-    numbers: Array,
-    word: Array,
-) -> int:
-    """Do the same where the kernel adds two by itself: all but the last are summed before it."""
-    *first, last = pieces
+    # Where the kernel adds two by itself, all but the last are summed before it.
+    summed = kernel.summed if len(pieces) > 1 else None
+    first, last = (pieces, None) if summed is None else (pieces[:-1], pieces[-1])
     small = np.empty(min(SMALL_BLOCK, new.size), new.dtype)
-    if len(first) == 1:
-        return summed(new, old, *first, last, np.array(weights, new.dtype), small, numbers, word)
+    if summed is not None and len(first) == 1:
+        return summed(new, old, *pieces, np.array(weights, new.dtype), small, numbers, word)
     both = np.array([1, weights[-1]], new.dtype)
     scratch, worst = _scratch(new), 0
     total = np.empty(min(BLOCK, new.size), new.dtype)
     for low in range(0, new.size, BLOCK):
         high = min(low + BLOCK, new.size)
         block = total[: high - low]
-        _sum_block(block, [piece[low:high] for piece in first], weights[:-1], scratch)
-        worst = max(worst, summed(new[low:high], old[low:high], block, last[low:high], both, small, numbers, word))
+        _sum_block(block, [piece[low:high] for piece in first], weights[: len(first)], scratch)
+        if summed is None or last is None:
+            bits = kernel.beside(new[low:high], old[low:high], block, numbers, word)
+        else:
+            bits = summed(new[low:high], old[low:high], block, last[low:high], both, small, numbers, word)
+        worst = max(worst, bits)
     return worst
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import distgrad
-from distgrad.errors import ConfigError, LayoutError, StateError
+from distgrad.errors import ConfigError, GradientRefused, LayoutError, StateError
 from distgrad_worker import Worker
+from distgrad_worker.pushing import Slot
+from support.broker_process import wait_until
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")
 DistributedOptimizer: Any = pytest.importorskip("distgrad_worker.torch").DistributedOptimizer
@@ -144,3 +146,24 @@ def test_the_state_of_another_optimizer_is_not_taken(worker: Worker) -> None:
 
     with pytest.raises(ConfigError, match="here the broker keeps it"):
         optimizer.load_state_dict(other.state_dict())
+
+
+def test_a_refusal_that_is_told_before_a_step_looks_is_that_steps(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer = DistributedOptimizer(torch.nn.Linear(2, 1), worker)
+    push_pull = Slot.push_pull
+
+    def late(slot: Slot, *args: Any, **keys: Any) -> Any:
+        snapshot = push_pull(slot, *args, **keys)
+        number = slot.number
+        assert number is not None
+        wait_until(lambda: worker.settled >= number)
+        return snapshot
+
+    monkeypatch.setattr(Slot, "push_pull", late)
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.full_like(parameter, float("nan"))
+
+    with pytest.raises(GradientRefused):
+        optimizer.step()

@@ -55,7 +55,7 @@ class Worker:
         Whether to share memory with a broker on the same host, which is faster and has the same results.
     context : zmq.Context, optional
         For many workers in one process, which then have one thread of ZeroMQ in all instead of one each. It stays the
-        caller's, to be ended after all of them were closed.
+        caller's, to be ended after all of them were closed. Each needs six of its sockets (`zmq.MAX_SOCKETS`).
 
     Raises
     ------
@@ -269,9 +269,19 @@ class Worker:
         SnapshotRevoked
             If it was computed on the broker's memory (``pull(copy=False)``), which was taken back; it was not queued.
         """
-        return self._push(gradients, loss, examples, cursor, base_version, copy)
+        return self._push(gradients, (loss, examples, cursor), base_version, copy, None)
 
-    def push_pull(self, gradients: Any, out: Snapshot | None = None, *, copy: bool = True, **details: Any) -> Snapshot:
+    def push_pull(
+        self,
+        gradients: Any,
+        out: Snapshot | None = None,
+        *,
+        copy: bool = True,
+        loss: float | None = None,
+        examples: int = 1,
+        cursor: bytes | str | None = None,
+        base_version: Snapshot | State | int | None = None,
+    ) -> Snapshot:
         """Push a gradient, and pull parameters that it is in; one round trip.
 
         Parameters
@@ -282,32 +292,25 @@ class Worker:
             As for `pull`.
         copy : bool
             As for `pull`.
-        **details : object
-            As for `push`: `loss`, `examples`, `cursor`, `base_version`.
+        loss, examples, cursor, base_version : object
+            As for `push`.
 
         Returns
         -------
         Snapshot
             A consistent version. If the gradient was refused, the next call raises that.
         """
-        return self._puller.pull(
-            None, None, out, copies=copy, own=True, push=lambda asks: self._push(gradients, asks=asks, **details)
-        )
 
-    def _push(
-        self,
-        gradients: Any,
-        loss: float | None = None,
-        examples: int = 1,
-        cursor: bytes | str | None = None,
-        base_version: Snapshot | State | int | None = None,
-        copy: bool = True,
-        asks: int | None = None,
-    ) -> int:
+        def push(asks: int | None) -> int:
+            return self._push(gradients, (loss, examples, cursor), base_version, True, asks)
+
+        return self._puller.pull(None, None, out, copies=copy, own=True, push=push)
+
+    def _push(self, gradients: Any, details: tuple[Any, Any, Any], base: Any, copies: bool, asks: int | None) -> int:
         self._connection.check()
         layout = self._pusher.layout()
-        details = checked_details(loss, examples, cursor)
-        return self._pusher.push(layout, gradients, details, self._puller.base_of(base_version), copies=copy, asks=asks)
+        checked = checked_details(*details)
+        return self._pusher.push(layout, gradients, checked, self._puller.base_of(base), copies=copies, asks=asks)
 
     def slot(self) -> Slot:
         """Give memory to compute the next gradient into; it is pushed at the end of the with-block.

@@ -305,8 +305,7 @@ class DistributedOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torc
             snapshot = slot.push_pull(out=self._trained.snapshot)
             refused: GradientRefused | None = None
             try:
-                if slot.number is None or self._worker.settled < slot.number:
-                    self._worker.flush()  # refused, or not on the broker's disk yet
+                self._worker.flush()  # at once, unless it was refused or is not on the broker's disk yet
             except GradientRefused as error:  # the parameters are as good as ever
                 refused = error
             self._trained.take(snapshot)

@@ -346,7 +346,8 @@ class ControlClient:
                 return True
             # What was under way on a connection that broke is gone: no use to wait for it.
             self._links.note()
-            if remaining <= _SLICE_S or self._links.was_cut:
+            # Not "was this the last slice": ZeroMQ's clock counts whole milliseconds, and it may return one too early.
+            if remaining <= 0 or self._links.was_cut:
                 return False
 
     def _read(self) -> None:

@@ -32,6 +32,7 @@ from distgrad.errors import (
     StateError,
 )
 from distgrad.keys import BrokerKeys, Role
+from distgrad.owned_sockets import OwnedSocket
 from support.ports import free_port
 from support.scripted_broker import Request, ScriptedBroker, ignore, in_turn
 
@@ -196,6 +197,20 @@ def test_a_client_goes_on_after_a_time_out() -> None:
             client.request("status", timeout=0.02)
 
         assert client.request("workers").header["op"] == "workers"
+
+
+def test_a_poll_that_returns_early_is_no_reason_to_ask_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    poll = OwnedSocket.poll
+    monkeypatch.setattr(OwnedSocket, "poll", lambda self, timeout_ms: poll(self, timeout_ms // 2))
+
+    with (
+        ScriptedBroker(ignore) as broker,
+        ControlClient(broker.address) as client,
+        pytest.raises(BrokerUnreachable),
+    ):
+        client.request("status", timeout=0.04)
+
+    assert broker.ops == ["status"]
 
 
 @pytest.mark.parametrize(

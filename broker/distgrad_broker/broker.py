@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import logging
 import os
 import threading
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from distgrad import addresses, log, sockets
+from distgrad import addresses, lanes, log, sockets
 from distgrad.durable.disk import Disk, OsDisk
 from distgrad.errors import CheckpointError, ConfigError, StateError
 from distgrad.holder import ParameterHolder
@@ -24,6 +25,7 @@ from distgrad.policies import Policy
 from distgrad.rules import Rule
 from distgrad.shared_pages import host_name
 from distgrad_broker.authenticator import Authenticator
+from distgrad_broker.callers import user_of
 from distgrad_broker.channels import ControlChannel, GradientChannel
 from distgrad_broker.config import POLICY_SETTINGS, RULE_NUMBERS, BrokerConfig
 from distgrad_broker.core import Core
@@ -32,6 +34,7 @@ from distgrad_broker.data import open_data
 from distgrad_broker.events import Log, SaveParameters, ShutdownAsked
 from distgrad_broker.files import FileThread
 from distgrad_broker.hooks import Hooks, load
+from distgrad_broker.local_lanes import LocalLanes
 from distgrad_broker.loop import Loop
 from distgrad_broker.requests import RequestError
 from distgrad_broker.shared_slots import SharedSlots
@@ -156,6 +159,7 @@ def serve(
             save_path=None if config.save is None else str(config.save),
             data=None if data is None else data.settings,
             host=host_name(),
+            lane=lanes.new_name(),
         )
         versions = Versions(holder, None if settings.host is None else SharedArenas())
         slots = None if settings.host is None else SharedSlots()
@@ -175,7 +179,11 @@ def serve(
             if told is not None:
                 told.tell(line)
 
-        loop = Loop(core, ControlChannel(control, role_of), gradient_channel, authenticator, files, on_log)
+        local = None
+        if settings.host is not None and settings.lane is not None:
+            local = LocalLanes(settings.lane, gradient_channel, functools.partial(user_of, core.state))
+            stack.callback(local.close)
+        loop = Loop(core, ControlChannel(control, role_of), gradient_channel, authenticator, files, on_log, local)
         stack.callback(loop.close)
         if told is not None:
             stack.callback(told.close)

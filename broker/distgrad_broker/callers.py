@@ -43,3 +43,29 @@ def member_of(state: CoreState, request: RequestReceived) -> Member:
     if session != member.session:
         raise RequestError("fenced", superseded(worker))
     return member
+
+
+def user_of(state: CoreState, worker: str, session: str) -> str | None:
+    """Tell whose a session is.
+
+    Parameters
+    ----------
+    state : CoreState
+        The core's memory.
+    worker, session : str
+        The worker, and the session that it should have.
+
+    Returns
+    -------
+    str or None
+        The user of its key; None without keys.
+
+    Raises
+    ------
+    KeyError
+        If there is no such session.
+    """
+    member = state.members.get(worker)
+    if member is None or member.session != session:
+        raise KeyError(session)
+    return member.user

@@ -78,7 +78,7 @@ class GradientChannel:
         try:
             if self._role_of is not None:
                 user = _user_of(frame)
-                if user is None or self._role_of(user) != "worker":
+                if not self.admits(user):
                     self._skip(socket, frame)
                     return MessageRejected("forbidden")
             first = frame.bytes if self._keeps_frames else frame
@@ -97,6 +97,46 @@ class GradientChannel:
             length = len(frame)
             parts.append(frame.buffer if length >= COPY_BELOW_BYTES else frame.bytes)
             size += length
+        return self.join(first, header, parts, size, user)
+
+    def admits(self, user: str | None) -> bool:
+        """Tell whether a user may push.
+
+        Parameters
+        ----------
+        user : str or None
+            As the connection's key tells; None without keys.
+
+        Returns
+        -------
+        bool
+            True for workers, and for everybody where there are no keys.
+        """
+        return self._role_of is None or (user is not None and self._role_of(user) == "worker")
+
+    def join(
+        self, first: Any, header: dict[str, Any], parts: Sequence[Any], size: int, user: str | None
+    ) -> Sequence[Gradient] | MessageRejected:
+        """Make gradients of a message.
+
+        Parameters
+        ----------
+        first : bytes or buffer
+            The header's frame; bytes if it is to be kept.
+        header : dict
+            The header, of this protocol's version.
+        parts : sequence of buffers
+            The frames behind it.
+        size : int
+            Their bytes in all.
+        user : str or None
+            Who sent it.
+
+        Returns
+        -------
+        sequence of Gradient, or MessageRejected
+            In order, with what lies in slots.
+        """
         try:
             gradients = parse_gradients(header, parts, size, user)
         except MalformedMessage:
@@ -124,10 +164,16 @@ class ControlChannel:
         Bound; used on one thread.
     role_of : callable, optional
         With keys: names the role of a user.
+
+    Attributes
+    ----------
+    by_lane : callable or None
+        Sends a reply to a session by its lane, if that can be.
     """
 
     def __init__(self, socket: OwnedSocket, role_of: RoleOf | None) -> None:
         self.socket = socket
+        self.by_lane: Callable[[Reply], bool] | None = None
         self._role_of = role_of
         self.dropped_replies = 0
 
@@ -162,6 +208,8 @@ class ControlChannel:
         reply : Reply
             Its frames are copied into ZeroMQ unless they are lent, so that readers, however slow, pin one version.
         """
+        if reply.session is not None and self.by_lane is not None and self.by_lane(reply):
+            return
         if not self.socket.send_multipart([*reply.envelope, pack(reply.header), *reply.frames], copy=not reply.lends):
             self.dropped_replies += 1
 

@@ -56,6 +56,8 @@ class CoreSettings:
         None if nothing is kept.
     host : str or None
         Names the host to workers that might share memory; None if they cannot.
+    lane : str or None
+        Where they find lanes.
     """
 
     incarnation: str
@@ -67,3 +69,4 @@ class CoreSettings:
     save_path: str | None = None
     data: DataSettings | None = None
     host: str | None = None
+    lane: str | None = None

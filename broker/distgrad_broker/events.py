@@ -97,12 +97,16 @@ Event = (
 
 
 class Reply(NamedTuple):
-    """Send this reply, before the next event: the frames may be views of the parameters, to be copied unless lent."""
+    """Send this reply, before the next event: the frames may be views of the parameters, to be copied unless lent.
+
+    With a session it may go by that session's lane instead of to its envelope.
+    """
 
     envelope: Envelope
     header: dict[str, Any]
     frames: Sequence[Any] = ()
     lends: bool = False
+    session: str | None = None
 
 
 class SaveParameters(NamedTuple):

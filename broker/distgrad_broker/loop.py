@@ -28,7 +28,7 @@ from distgrad.durable.disk_events import CheckpointEnded, DiskTroubled, RecordsW
 from distgrad.durable.records import Record
 from distgrad.log import RateLimiter
 from distgrad.malloc import give_back
-from distgrad.wire import ASK_S
+from distgrad.wire import ASK_S, Gradient
 from distgrad_broker.authenticator import Authenticator
 from distgrad_broker.channels import ControlChannel, GradientChannel
 from distgrad_broker.core import Core
@@ -47,6 +47,7 @@ from distgrad_broker.events import (
     TimePassed,
     WorkDue,
 )
+from distgrad_broker.local_lanes import LocalLanes
 
 # How much is read from each channel in a turn before the other one, and the updates, get theirs.
 MAX_REQUESTS_A_TURN = 64
@@ -119,6 +120,8 @@ class Loop:
         The file thread.
     on_log : callable
         Receives each `Log` effect.
+    lanes : LocalLanes or None
+        Of workers on this host.
     """
 
     def __init__(
@@ -129,11 +132,15 @@ class Loop:
         authenticator: Authenticator | None,
         files: Files,
         on_log: Callable[[Log], None],
+        lanes: LocalLanes | None = None,
     ) -> None:
         self._core = core
         self._control = control
         self._gradients = gradients
         self._authenticator = authenticator
+        self._lanes = lanes
+        if lanes is not None:
+            control.by_lane = lanes.send
         self._files = files
         self._on_log = on_log
         self._wake_read, self._wake_write = os.pipe()
@@ -173,6 +180,9 @@ class Loop:
         sockets: list[Any] = [self._control.socket.raw(), self._gradients.socket.raw(), self._wake_read]
         if self._authenticator is not None:
             sockets.append(self._authenticator.socket)
+        lanes_fd = None if self._lanes is None else self._lanes.fd
+        if lanes_fd is not None:
+            sockets.append(lanes_fd)
         for socket in sockets:
             poller.register(socket, zmq.POLLIN)
         handle = self._core.handle
@@ -188,6 +198,9 @@ class Loop:
                 self._authenticator.refresh(now)
                 self._count_strangers(self._authenticator, now)
             is_drained = self._read_control(now) if sockets[0] in ready else True
+            self._is_small = True
+            if lanes_fd in ready:
+                self._read_lanes(now)
             if sockets[1] in ready:
                 is_drained = self._read_gradients(now) and is_drained
             if is_drained:
@@ -239,6 +252,7 @@ class Loop:
                 # stops sending must not hold this up; what grants allow is read in a fraction of the time.
                 while not self._read_gradients(now) and time.monotonic() < now + INTAKE_TIMEOUT_S:
                     pass
+                self._read_lanes(now)
                 self._is_closing = True
                 self._ends_at = now + CLOSE_TIMEOUT_S
             self._carry_out(self._core.handle(event, now), now)
@@ -277,8 +291,7 @@ class Loop:
 
     def _read_gradients(self, now: float) -> bool:
         """Read a turn's worth of gradients and tell whether that was all."""
-        receive, handle = self._gradients.receive, self._core.handle
-        self._is_small = True
+        receive = self._gradients.receive
         n_left = MAX_GRADIENTS_A_TURN
         while n_left > 0:
             gradients = receive()
@@ -289,15 +302,35 @@ class Loop:
                 n_left -= 1
                 continue
             n_left -= len(gradients)
-            for gradient in gradients:
-                effects = handle(gradient, now)
-                if effects:
-                    self._carry_out(effects, now)
-            if gradients[0].size > 1 << 20:
-                self._is_small = False
+            if self._lanes is not None and self._lanes.is_used:
+                # What its worker has sent before it, by a lane, is there by now.
+                self._read_lanes(now)
+            if not self._take_in(gradients, now):
                 # A large one is applied while ZeroMQ's own thread receives the next.
                 return False
         return False
+
+    def _read_lanes(self, now: float) -> None:
+        """Read what came by lanes: of each little, so it is never more than a turn's worth."""
+        if self._lanes is None or self._lanes.fd is None:
+            return
+        for gradients in self._lanes.receive():
+            if isinstance(gradients, MessageRejected):
+                self._reject(gradients, now)
+            else:
+                self._take_in(gradients, now)
+
+    def _take_in(self, gradients: Sequence[Gradient], now: float) -> bool:
+        """Hand gradients of one message to the core, and tell whether they are small."""
+        handle = self._core.handle
+        for gradient in gradients:
+            effects = handle(gradient, now)
+            if effects:
+                self._carry_out(effects, now)
+        if gradients and gradients[0].size > 1 << 20:
+            self._is_small = False
+            return False
+        return True
 
     def _work(self, now: float) -> float:
         """Apply for one slice of time and tell how long that took."""

@@ -171,6 +171,7 @@ def ask_again(state: CoreState, member: Member, gradient: Gradient, now: float) 
     last, wait_s = member.last_pull
     waiter = Waiter(last.envelope, gradient.asks, last.client, now)
     waiter.data = last.data.behind(gradient.number)
+    waiter.session = member.session
     _begin(state, waiter, wait_s, now)
 
 

@@ -397,4 +397,4 @@ class CoreState:
             self.remembered.finish(waiter.client, waiter.request_id, header)
             if self.under_way.get(waiter.client) is waiter:
                 del self.under_way[waiter.client]
-        self.effects.append(Reply(waiter.envelope, header, frames, lends))
+        self.effects.append(Reply(waiter.envelope, header, frames, lends, waiter.session))

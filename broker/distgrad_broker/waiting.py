@@ -34,6 +34,7 @@ class Waiter:
         "on_deadline",
         "on_repeat",
         "request_id",
+        "session",
     )
 
     def __init__(self, envelope: Envelope, request_id: int | None, client: ClientKey | None, deadline: float) -> None:
@@ -43,6 +44,8 @@ class Waiter:
         self.deadline = deadline
         self.is_done = False
         self.data: Any = None
+        # Whose lane may have the reply as well.
+        self.session: str | None = None
         self.on_deadline: Any = None
         # Called with the time when its client asks again, after it was told to.
         self.on_repeat: Any = None

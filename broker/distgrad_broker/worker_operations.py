@@ -98,6 +98,7 @@ def hello(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
         "cursor": member.cursor,
         "gradients": state.settings.gradients,
         "host": state.settings.host,
+        "lane": state.settings.lane,
         "lease_s": state.members.lease_s,
         "queue_bytes": state.grants.budget_bytes,
         "grant": member.promised,

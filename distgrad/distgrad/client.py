@@ -23,6 +23,7 @@ from distgrad import addresses, sockets, wire
 from distgrad.errors import BrokerRestarted, BrokerUnreachable, Forked, MalformedMessage, StateError, from_code
 from distgrad.link_history import LinkHistory
 from distgrad.requests_sent import Pending, Reply
+from distgrad.two_ways import TwoWays
 
 # A reply takes a round trip, so half a second without one means a lost connection or a busy broker; repeats slow
 # down to one in five seconds, which a broker with a thousand waiting clients still shrugs off.
@@ -60,6 +61,8 @@ class ControlClient:
         The broker's incarnation as the last reply told it.
     last_pull : object
         What the broker knows of this client's last pull, and by which connection it came; `distgrad.transfer`'s.
+    ways : TwoWays
+        Where replies come in.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class ControlClient:
         self._owns_context = context is None
         self._context = sockets.open_context() if context is None else context
         self._socket: sockets.OwnedSocket | None = None
+        self.ways = TwoWays()
         self._links = LinkHistory()
         # By rising id.
         self._unanswered: dict[int, Pending] = {}
@@ -106,6 +110,7 @@ class ControlClient:
             if self._socket is not None:
                 self._socket.adopt()
             self._drop_socket()
+            self.ways = TwoWays()
             if self._owns_context and not self._context.closed:
                 self._context.term()
 
@@ -230,20 +235,11 @@ class ControlClient:
             keys["incarnation"] = self.incarnation
         number = self.reserve() if reserved is None else reserved
         header = {"v": wire.PROTOCOL_VERSION, "op": op, "client": self._nonce, "id": number, **keys}
-        timeout_s = self.timeout if timeout is None else timeout
-        wait_s = float(keys.get("wait_s") or 0.0)
+        timeout_s, wait_s = self.timeout if timeout is None else timeout, float(keys.get("wait_s") or 0.0)
         transfer_bytes = reply_bytes + sum(memoryview(frame).nbytes for frame in frames)
-        pending = Pending(
-            op,
-            number,
-            [b"", wire.pack(header), *frames],
-            timeout_s=timeout_s,
-            wait_s=wait_s,
-            transfer_bytes=transfer_bytes,
-            patience_s=timeout_s + wait_s + transfer_bytes / self._pace,
-            asked_at=time.monotonic(),
-            retry_s=FIRST_RETRY_S,
-        )
+        patience_s = timeout_s + wait_s + transfer_bytes / self._pace
+        limits = timeout_s, wait_s, transfer_bytes, patience_s
+        pending = Pending(op, number, header, frames, *limits, asked_at=time.monotonic(), retry_s=FIRST_RETRY_S)
         self._unanswered[number] = pending
         if reserved is None:
             self._transmit(pending)
@@ -342,7 +338,8 @@ class ControlClient:
         while True:
             self._check_alive()
             remaining = until - time.monotonic()
-            if self._socket is not None and self._socket.poll(math.ceil(1000 * max(0.0, min(remaining, _SLICE_S)))):
+            timeout_ms = math.ceil(1000 * max(0.0, min(remaining, _SLICE_S)))
+            if self._socket is not None and self.ways.poll(self._socket, timeout_ms):
                 return True
             # What was under way on a connection that broke is gone: no use to wait for it.
             self._links.note()
@@ -351,11 +348,16 @@ class ControlClient:
                 return False
 
     def _read(self) -> None:
-        frames = self._socket.recv_multipart() if self._socket is not None else []
-        if len(frames) < 2 or len(frames[0]):
+        assert self._socket is not None  # something was just polled
+        frames = self.ways.receive(self._socket)
+        if self.ways.has_lost:
+            # What came by the lane has asked for a reply that will not come.
+            self.ways.has_lost = False
+            self._transmit(*self._unanswered.values())
+        if not frames:
             return
         try:
-            header = wire.unpack(frames[1].buffer)
+            header = wire.unpack(frames[0])
         except MalformedMessage as error:
             raise MalformedMessage(f"{self.address.endpoint} does not answer as a broker: {error}") from error
         key = header.get("id")
@@ -367,7 +369,7 @@ class ControlClient:
             return
         if isinstance(incarnation := header.get("incarnation"), str):
             self.incarnation = incarnation
-        pending.reply = Reply(header, [frame.buffer for frame in frames[2:]])
+        pending.reply = Reply(header, list(frames[1:]))
         received = sum(part.nbytes for part in pending.reply.frames)
         self._answered_at = time.monotonic()
         self._received_bytes += received

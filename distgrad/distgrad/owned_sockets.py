@@ -61,7 +61,7 @@ class OwnedSocket:
         The socket; it belongs to the wrapper from now on.
     """
 
-    __slots__ = ("_monitor", "_pid", "_poller", "_socket", "_thread")
+    __slots__ = ("_monitor", "_pid", "_poller", "_socket", "_thread", "_watched")
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self._socket = socket
@@ -70,6 +70,7 @@ class OwnedSocket:
         self._monitor: LinkMonitor | None = None
         self._poller = zmq.Poller()
         self._poller.register(socket, zmq.POLLIN)
+        self._watched: int | None = None
 
     def __enter__(self) -> OwnedSocket:
         return self
@@ -187,6 +188,22 @@ class OwnedSocket:
             frames.append(recv(_LAST, False))
         return [frame.bytes for frame in frames] if copy else frames
 
+    def watch(self, fd: int | None) -> None:
+        """Have `poll` wait for something else as well.
+
+        Parameters
+        ----------
+        fd : int or None
+            A descriptor, instead of any before; to be taken back before it is closed.
+        """
+        if fd == self._watched:
+            return
+        if self._watched is not None:
+            self._poller.unregister(self._watched)
+        if fd is not None:
+            self._poller.register(fd, zmq.POLLIN)
+        self._watched = fd
+
     def poll(self, timeout_ms: int) -> bool:
         """Wait for a message.
 
@@ -198,7 +215,7 @@ class OwnedSocket:
         Returns
         -------
         bool
-            True if `recv_multipart` will return one.
+            True if `recv_multipart` will return one, or what is watched beside is readable.
         """
         self.raw()
         return bool(self._poller.poll(timeout_ms))

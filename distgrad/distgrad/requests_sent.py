@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,7 +35,8 @@ class Pending:
 
     op: str
     id: int
-    message: list[Any]
+    header: dict[str, Any]
+    frames: Sequence[Any]
     timeout_s: float
     wait_s: float
     transfer_bytes: int
@@ -45,3 +47,8 @@ class Pending:
     # What the client had received when this was sent: replies to earlier requests share the link with this one's.
     received_before: int = 0
     reply: Reply | None = None
+
+    @property
+    def message(self) -> list[Any]:
+        """Its frames. What something else has asked for mostly never needs them."""
+        return [b"", wire.pack(self.header), *self.frames]

@@ -90,6 +90,8 @@ class Connection:
         Where to send gradients, if not where the broker says.
     context : zmq.Context or None
         Whose sockets to use, if not those of a context of its own.
+    host : str or None
+        This host's name, if memory is to be shared with a broker on it.
 
     Attributes
     ----------
@@ -116,6 +118,7 @@ class Connection:
         timeout: float,
         gradients: str | None,
         context: Context | None = None,
+        host: str | None = None,
     ) -> None:
         self._timeout = checked_timeout(timeout)
         self.session = session
@@ -130,7 +133,7 @@ class Connection:
         self._address = addresses.parse(address, addresses.CONTROL_PORT)
         if gradients is not None:
             addresses.parse(gradients, addresses.GRADIENTS_PORT)
-        self.driver = Driver(session, self.changed, self.lock, self._address, keys, gradients, context)
+        self.driver = Driver(session, self.changed, self.lock, self._address, keys, gradients, context, host)
         self.puller = ControlClient(address, keys, timeout, context=self.driver.context)
         # What a program leaves behind when it ends without `close` is delivered, whoever still has the worker.
         atexit.register(self.close, EXIT_FLUSH_S)

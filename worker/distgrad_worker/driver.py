@@ -22,7 +22,8 @@ from distgrad import addresses, sockets, wire
 from distgrad.errors import MalformedMessage, from_code
 from distgrad.owned_sockets import Link, LinkMonitor, OwnedSocket
 from distgrad_worker import asking
-from distgrad_worker.bundles import Pace, messages
+from distgrad_worker.bundles import Pace
+from distgrad_worker.sending import Sender
 from distgrad_worker.session import GREETING, Session
 
 # A reply is due after 50 ms at the latest; a busy broker takes longer, and repeats are harmless.
@@ -88,6 +89,13 @@ class Driver:
         Where to send gradients, if not where the broker says.
     context : zmq.Context or None
         Where to make the sockets, which stays the caller's; None makes one.
+    host : str or None
+        This host's name, if memory is to be shared with a broker on it.
+
+    Attributes
+    ----------
+    sender : Sender
+        On its way gradients leave; used under `lock`.
     """
 
     def __init__(
@@ -99,22 +107,20 @@ class Driver:
         keys: Any,
         gradients: str | None,
         context: sockets.Context | None = None,
+        host: str | None = None,
     ) -> None:
         self._session = session
         self._changed = changed
         self._lock = lock
         self._address = address
         self._keys = keys
-        self._override = gradients
         self._owns_context = context is None
         self.context = sockets.open_context() if context is None else context
         self.last_answer = time.monotonic()
         self.failure: BaseException | None = None
         self.link: Link | None = None
         self._was_up = False
-        self._push: OwnedSocket | None = None
-        self._push_raw: Any = None
-        self._push_links: LinkMonitor | None = None
+        self.sender = Sender(self.context, address, keys, gradients, host)
         self._request: OwnedSocket | None = None
         self._request_links: LinkMonitor | None = None
         self._asked: Asked | None = None
@@ -164,16 +170,11 @@ class Driver:
     def send_due(self) -> None:
         """Send what the session has to send; the caller holds the lock."""
         session = self._session
-        raw = self._push_raw
-        if raw is None:
+        if not self.sender.is_open:
             return
         try:
-            for frames in messages(session.sendable(time.monotonic()), session.shared):
-                if len(frames) == 1:
-                    raw.send(frames[0])
-                else:
-                    raw.send_multipart(frames, copy=False)
-        except zmq.Again:
+            self.sender.send(session, session.sendable(time.monotonic()))
+        except (zmq.Again, ConnectionResetError):
             # A connection that was refused for good takes nothing; a new attempt makes a new one.
             session.connection_lost()
         except BaseException:
@@ -181,6 +182,13 @@ class Driver:
             session.connection_lost()
             self.wake()
             raise
+
+    def lane_ended(self) -> None:
+        """Take note that the lane has ended, and with it perhaps what was sent on it."""
+        with self._lock:
+            self.sender.lane = None
+            self._session.connection_lost()
+            self.wake()
 
     def wake(self) -> None:
         """Have the thread look at the session now, if it is not going to anyway; the caller holds the lock."""
@@ -242,7 +250,7 @@ class Driver:
                 self._changed.notify_all()
         finally:
             with self._lock:
-                self._close_push()
+                self.sender.close()
             if self._request is not None:
                 self._request.close()
 
@@ -251,7 +259,7 @@ class Driver:
         with self._lock:
             session = self._session
             if session.must_reopen:
-                self._open_push()
+                self.sender.open(session)
                 session.reopened()
                 self.send_due()
             if session.ended is None:
@@ -259,7 +267,7 @@ class Driver:
             timeout_s = self._timeout_s(now)
             self._is_awake = False
             # Only this thread opens and closes these, so they stay valid outside the lock.
-            push_links, request, request_links = self._push_links, self._request, self._request_links
+            push_links, request, request_links = self.sender.links, self._request, self._request_links
         # Opened before the first turn.
         assert request is not None
         assert request_links is not None
@@ -357,7 +365,7 @@ class Driver:
             self._look_at = now + session.ask_s
             self._next_beat = now + min(max(IDLE_S, session.ask_s), session.lease_s / 4)
             if session.must_reopen:
-                self._open_push()
+                self.sender.open(session)
                 session.reopened()
             self.send_due()
             self._changed.notify_all()
@@ -368,20 +376,6 @@ class Driver:
         self._was_up = False
         self._request = sockets.control_client(self.context, self._address.endpoint, keys=self._keys)
         self._request_links = sockets.monitor(self._request)
-
-    def _open_push(self) -> None:
-        self._close_push()
-        if not self._session.gradients:
-            return
-        endpoint = addresses.gradients_endpoint(self._address, self._session.gradients, self._override)
-        self._push = sockets.gradient_client(self.context, endpoint, keys=self._keys)
-        self._push_links = sockets.monitor(self._push)
-        self._push_raw = self._push.raw()
-
-    def _close_push(self) -> None:
-        if self._push is not None:
-            self._push.close(0)
-        self._push = self._push_links = self._push_raw = None
 
     def _say_goodbye(self) -> None:
         """Send `leave` and wait for its reply, within the time allowed."""

@@ -186,6 +186,9 @@ class Puller:
         if session.window.sent < session.window.last:
             with connection.lock:
                 connection.driver.send_due()
+        if connection.puller.ways.lane is not connection.driver.sender.lane:
+            with connection.puller.conversation(), connection.lock:
+                connection.puller.ways.use(connection.driver.sender.lane, connection.driver.lane_ended)
         try:
             fetched = fetch(
                 connection.puller,

@@ -56,8 +56,9 @@ class Session:
         self.ask_s = ASK_S
         self.is_running = True
         self.superseded = 0
-        # The broker's host, and the slots of shared memory that it knows.
+        # The broker's host, its name for lanes, and the slots of shared memory that it knows.
         self.host: str | None = None
+        self.lane: Any = None
         self.shared: set[int] = set()
         self.must_reopen = False
         self.ended: DistgradError | None = None
@@ -239,7 +240,7 @@ class Session:
             window.inherit(int(header["settled"]), accepted, int(header["queued"]))
             self.cursor = header["cursor"]
         self.gradients = str(header["gradients"])
-        self.host = header.get("host")
+        self.host, self.lane = header.get("host"), header.get("lane")
         self.lease_s = float(header["lease_s"])
         # What waits for the broker's disk makes nobody staler, and is kept for longer: as much as the grant allows.
         self.window.keeps_all = settles_on_disk(header)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from distgrad.errors import DistgradError
 from distgrad.nests import skeleton
+from distgrad.shared_pages import host_name
 from distgrad.snapshot import Snapshot
 from distgrad.sockets import client_keys
 from distgrad.transfer import offer
@@ -88,7 +89,8 @@ class Worker:
         context: Context | None = None,
     ) -> None:
         self._session = new_session(worker_id, window_bytes)
-        self._connection = Connection(self._session, address, client_keys(keys), timeout, gradients, context)
+        host = host_name() if shares_memory else None
+        self._connection = Connection(self._session, address, client_keys(keys), timeout, gradients, context, host)
         self._lock = self._connection.lock
         self._pusher = Pusher(self._connection, shares_memory=shares_memory)
         self._puller = Puller(self._connection, shares_memory=shares_memory)

@@ -22,6 +22,7 @@ from typing import Any
 from distgrad import addresses, sockets, wire
 from distgrad.errors import BrokerRestarted, BrokerUnreachable, Forked, MalformedMessage, StateError, from_code
 from distgrad.link_history import LinkHistory
+from distgrad.link_pace import LinkPace
 from distgrad.requests_sent import Pending, Reply
 from distgrad.two_ways import TwoWays
 
@@ -29,11 +30,6 @@ from distgrad.two_ways import TwoWays
 # down to one in five seconds, which a broker with a thousand waiting clients still shrugs off.
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 5.0
-# A repeat that overtakes a slow transfer doubles the load of the slow link. So repeats wait as long as the bytes
-# take at this pace, which then follows what was measured on this link: half of it, and no slower than the floor.
-PACE_BYTES_PER_S = 10e6
-_SLOWEST_BYTES_PER_S = 64 * 1024.0
-_LARGE_BYTES = 1024 * 1024
 # Ctrl-C interrupts a poll by itself unless the signal lands on another thread; then the end of a slice notices it.
 _SLICE_S = 0.25
 
@@ -63,6 +59,8 @@ class ControlClient:
         What the broker knows of this client's last pull, and by which connection it came; `distgrad.transfer`'s.
     ways : TwoWays
         Where replies come in.
+    lock : threading.RLock
+        Held in a `conversation`.
     """
 
     def __init__(
@@ -80,19 +78,16 @@ class ControlClient:
         self._keys = sockets.client_keys(keys)
         self._nonce = os.urandom(16)
         self._last_id = 0
-        self._pace = PACE_BYTES_PER_S
-        self._lock = threading.RLock()
-        self._closed = False
-        self._pid = os.getpid()
+        self._pace = LinkPace()
+        self.lock = threading.RLock()
+        self._closed, self._pid = False, os.getpid()
         self._owns_context = context is None
         self._context = sockets.open_context() if context is None else context
         self._socket: sockets.OwnedSocket | None = None
         self.ways = TwoWays()
         self._links = LinkHistory()
-        # By rising id.
-        self._unanswered: dict[int, Pending] = {}
+        self._unanswered: dict[int, Pending] = {}  # by rising id
         self._answered_at = 0.0
-        self._received_bytes = 0
 
     def __enter__(self) -> ControlClient:
         return self
@@ -106,9 +101,8 @@ class ControlClient:
         # A child of fork shares descriptors with its parent: touching them here would close the parent's connection.
         if os.getpid() != self._pid:
             return
-        with self._lock:
-            if self._socket is not None:
-                self._socket.adopt()
+        with self.lock:
+            self.adopt()
             self._drop_socket()
             self.ways = TwoWays()
             if self._owns_context and not self._context.closed:
@@ -181,17 +175,19 @@ class ControlClient:
         Forked
             If it was made by another process.
         """
-        # Before the lock is asked for: in a forked child another thread's hold on it would last for ever.
-        self._check_alive()
-        with self._lock:
-            if self._socket is not None:
-                # The lock has ordered this thread behind the last one that used the socket.
-                self._socket.adopt()
+        self.check_alive()
+        with self.lock:
+            self.adopt()
             try:
                 yield
             except BaseException:
                 self.give_up()
                 raise
+
+    def adopt(self) -> None:
+        """Make the socket this thread's, which has just taken `lock`: that has ordered it behind the last one's."""
+        if self._socket is not None:
+            self._socket.adopt()
 
     def give_up(self) -> None:
         """Wait for no request of this conversation any more; nothing is done if none is under way."""
@@ -226,7 +222,7 @@ class ControlClient:
         Pending
             For `receive`. Others may be sent before it, unless one of them is mutating.
         """
-        self._check_alive()
+        self.check_alive()
         if mutating:
             # The broker remembers its last reply to a mutating request, so a repeat can only be of the last one.
             assert not self._unanswered
@@ -237,9 +233,9 @@ class ControlClient:
         header = {"v": wire.PROTOCOL_VERSION, "op": op, "client": self._nonce, "id": number, **keys}
         timeout_s, wait_s = self.timeout if timeout is None else timeout, float(keys.get("wait_s") or 0.0)
         transfer_bytes = reply_bytes + sum(memoryview(frame).nbytes for frame in frames)
-        patience_s = timeout_s + wait_s + transfer_bytes / self._pace
-        limits = timeout_s, wait_s, transfer_bytes, patience_s
-        pending = Pending(op, number, header, frames, *limits, asked_at=time.monotonic(), retry_s=FIRST_RETRY_S)
+        patience_s = timeout_s + wait_s + transfer_bytes / self._pace.bytes_per_s
+        now = time.monotonic()
+        pending = Pending(op, number, header, frames, timeout_s, wait_s, transfer_bytes, patience_s, now, FIRST_RETRY_S)
         self._unanswered[number] = pending
         if reserved is None:
             self._transmit(pending)
@@ -260,8 +256,12 @@ class ControlClient:
 
     @property
     def connection(self) -> int:
-        """Number of the present connection: whoever else knows the way back on it knows it by this."""
-        self._links.note()
+        """Number of the present connection: whoever else knows the way back on it knows it by this.
+
+        Where a lane answers, nobody looks whether the connection beside it is still the same.
+        """
+        if not self.ways.has_answered:
+            self._links.note()
         return self._links.number
 
     def receive(self, pending: Pending) -> Reply:
@@ -290,8 +290,7 @@ class ControlClient:
             # A connection that broke says nothing about the pace of broker and link.
             if not self._links.was_cut:
                 pending.retry_s = min(2 * pending.retry_s, LAST_RETRY_S)
-                if pending.transfer_bytes >= _LARGE_BYTES:
-                    self._pace = max(self._pace / 2, _SLOWEST_BYTES_PER_S)
+                self._pace.miss(pending.transfer_bytes)
             self._drop_socket()
             self._transmit(*self._unanswered.values())
         reply, pending.reply = pending.reply, None
@@ -308,7 +307,16 @@ class ControlClient:
         self._transmit(pending)
         return True
 
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
+        """Raise if nothing can be asked; before `lock` is taken, which in a forked child might be for ever.
+
+        Raises
+        ------
+        StateError
+            If the client is closed.
+        Forked
+            If it was made by another process.
+        """
         if os.getpid() != self._pid:
             raise Forked("this connection belongs to the parent process; make a new one after fork")
         if self._closed:
@@ -316,7 +324,8 @@ class ControlClient:
 
     def _transfer_s(self, pending: Pending) -> float:
         """Tell what a reply and those that come before it take."""
-        return sum(other.transfer_bytes for other in self._unanswered.values() if other.id <= pending.id) / self._pace
+        before = sum(other.transfer_bytes for other in self._unanswered.values() if other.id <= pending.id)
+        return before / self._pace.bytes_per_s
 
     def _transmit(self, *requests: Pending) -> None:
         if self._socket is None:
@@ -332,11 +341,11 @@ class ControlClient:
 
     def _note_sent(self, pending: Pending) -> None:
         pending.sent_at = time.monotonic()
-        pending.received_before = self._received_bytes
+        pending.received_before = self._pace.received_bytes
 
     def _poll(self, until: float) -> bool:
         while True:
-            self._check_alive()
+            self.check_alive()
             remaining = until - time.monotonic()
             timeout_ms = math.ceil(1000 * max(0.0, min(remaining, _SLICE_S)))
             if self._socket is not None and self.ways.poll(self._socket, timeout_ms):
@@ -351,7 +360,6 @@ class ControlClient:
         assert self._socket is not None  # something was just polled
         frames = self.ways.receive(self._socket)
         if self.ways.has_lost:
-            # What came by the lane has asked for a reply that will not come.
             self.ways.has_lost = False
             self._transmit(*self._unanswered.values())
         if not frames:
@@ -370,13 +378,9 @@ class ControlClient:
         if isinstance(incarnation := header.get("incarnation"), str):
             self.incarnation = incarnation
         pending.reply = Reply(header, list(frames[1:]))
-        received = sum(part.nbytes for part in pending.reply.frames)
         self._answered_at = time.monotonic()
-        self._received_bytes += received
-        if received >= _LARGE_BYTES:
-            elapsed = max(self._answered_at - pending.sent_at, 1e-6)
-            measured = (self._received_bytes - pending.received_before) / elapsed
-            self._pace = min(max(measured / 2, _SLOWEST_BYTES_PER_S), PACE_BYTES_PER_S)
+        received = sum(part.nbytes for part in pending.reply.frames)
+        self._pace.note(received, pending.received_before, self._answered_at - pending.sent_at)
 
     def _error(self, header: Mapping[str, Any]) -> Exception:
         error = from_code(str(header.get("error")), str(header.get("message")))
@@ -386,10 +390,8 @@ class ControlClient:
 
     def _unreachable(self, pending: Pending) -> BrokerUnreachable:
         cause, hint = self._links.explain(has_keys=self._keys is not None)
-        return BrokerUnreachable(
-            f"no answer from {self.address.endpoint} to {pending.op!r} within {pending.timeout_s:g} s: {cause}",
-            hint=hint,
-        )
+        limit = f"to {pending.op!r} within {pending.timeout_s:g} s"
+        return BrokerUnreachable(f"no answer from {self.address.endpoint} {limit}: {cause}", hint=hint)
 
     def _drop_socket(self) -> None:
         socket, self._socket = self._socket, None

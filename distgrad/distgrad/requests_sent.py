@@ -26,7 +26,8 @@ class Reply(NamedTuple):
     @property
     def state(self) -> wire.State:
         """Name of the parameters' state when the reply was written."""
-        return wire.parse_state([self.header.get(key) for key in wire.State._fields])
+        get = self.header.get
+        return wire.parse_state([get("incarnation"), get("generation"), get("version")])
 
 
 @dataclass(slots=True, eq=False)

@@ -7,7 +7,6 @@ for ahead, so that the link is busy while parts are copied; why few and small on
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,14 +16,13 @@ from distgrad import codec, wire
 from distgrad.client import ControlClient
 from distgrad.errors import BrokerRestarted, MalformedMessage, SnapshotRevoked
 from distgrad.layout import Layout, aligned_empty
-from distgrad.requests_sent import Pending, Reply
+from distgrad.ranges import Places, Ranges
+from distgrad.requests_sent import Reply
 from distgrad.shared_reading import Lease, SharedReading
 
 # A broker takes a snapshot back when it needs the memory: a reader that meets this again and again is too slow for
 # the rate of updates and is told so, instead of loading the link for ever.
 MAX_TRIES = 5
-# Ranges under way at a time. On loopback three keep the link busy; where the round trip is long, more would help.
-RANGES_AHEAD = 3
 # How long one request waits for the outcome of another client's offer; the broker's own limit.
 _OFFER_WAIT_S = 5.0
 _REPLY_BYTES = wire.RANGE_PARTS * wire.PART_BYTES
@@ -126,19 +124,15 @@ def fetch(
     asked |= {"lease": True} if leases else {}
     if worker is not None:
         asked |= {"worker": worker, "pushed": pushed, "own": own, "session": session}
-    reserved: int | None = None
-    with client.conversation():
-        if push is not None:
-            reserved = client.reserve() if client.last_pull == _wish(client, asked, have, shared) else None
-            asked["pushed"] = push(reserved)
-        for _ in range(MAX_TRIES - 1):
-            try:
-                return _fetch_once(client, asked, have, out_arenas, timeout, shared, reserved)
-            except SnapshotRevoked:
-                client.give_up()  # ranges of it that are still asked for
-                reserved = None
-        # Whoever did not get through to its end so far does not try shared memory again, of which nothing is held.
-        return _fetch_once(client, asked, have, out_arenas, timeout, None)
+    client.check_alive()
+    # As `ControlClient.conversation`, which costs as much as all the bookkeeping of a short exchange.
+    with client.lock:
+        client.adopt()
+        try:
+            return _converse(client, asked, have, out_arenas, timeout, shared, push)
+        except BaseException:
+            client.give_up()
+            raise
 
 
 def fetch_layout(client: ControlClient) -> Layout:
@@ -227,6 +221,29 @@ def offer(client: ControlClient, nest: Any) -> Layout:
             continue  # the offer is right for the new broker too; who lost something is told of it elsewhere
 
 
+def _converse(
+    client: ControlClient,
+    asked: dict[str, Any],
+    have: Layout | None,
+    out_arenas: Sequence[Array] | None,
+    timeout: float | None,
+    shared: SharedReading | None,
+    push: Callable[[int | None], int] | None,
+) -> Fetched | None:
+    reserved: int | None = None
+    if push is not None:
+        reserved = client.reserve() if client.last_pull == _wish(client, asked, have, shared) else None
+        asked["pushed"] = push(reserved)
+    for _ in range(MAX_TRIES - 1):
+        try:
+            return _fetch_once(client, asked, have, out_arenas, timeout, shared, reserved)
+        except SnapshotRevoked:
+            client.give_up()  # ranges of it that are still asked for
+            reserved = None
+    # Whoever did not get through to its end so far does not try shared memory again, of which nothing is held.
+    return _fetch_once(client, asked, have, out_arenas, timeout, None)
+
+
 def _fetch_once(
     client: ControlClient,
     asked: Mapping[str, Any],
@@ -269,17 +286,20 @@ def _fetch_once(
         raise MalformedMessage(f"a reply has {len(parts)} of {n_parts} parts and no token to ask for the others")
     del reply  # and so the memory of its parts, once they are copied
     arenas = _arenas(layout, out_arenas)
-    places = _Places(arenas)
-    ranges = _Ranges(client, token, len(parts), n_parts, timeout)
-    while True:
-        ranges.ask()
-        places.fill(parts)
-        # Given back before more is received: ZeroMQ then takes the same memory again, which the processor has at hand.
-        parts = []
-        if ranges.is_complete:
-            break
-        parts = ranges.receive()
-    places.check_full()
+    filling = Places(arenas)
+    if len(parts) >= n_parts:
+        filling.fill(parts)
+    else:
+        ranges = Ranges(client, token, len(parts), n_parts, timeout)
+        while True:
+            ranges.ask()
+            filling.fill(parts)
+            # Given back before more is received: ZeroMQ then takes the same memory, which the processor has at hand.
+            parts = []
+            if ranges.is_complete:
+                break
+            parts = ranges.receive()
+    filling.check_full()
     return Fetched(layout, arenas, state, None, settled)
 
 
@@ -311,90 +331,11 @@ def _layout(reply: Reply, have: Layout | None) -> tuple[Layout, list[memoryview]
 
 def _arenas(layout: Layout, out_arenas: Sequence[Array] | None) -> list[Array]:
     wanted = layout.arenas
-    if (
-        out_arenas is not None
-        and len(out_arenas) == len(wanted)
-        and all(
-            out.ndim == 1
-            and out.dtype == arena.dtype
-            and out.size == arena.size
-            and out.flags.c_contiguous
-            and out.flags.writeable
-            for out, arena in zip(out_arenas, wanted, strict=True)
-        )
-    ):
-        return list(out_arenas)
-    return [aligned_empty(arena.size, arena.dtype) for arena in wanted]
-
-
-class _Ranges:
-    """The rest of a version, asked for in ranges that are as long as the last reply was.
-
-    A reply may have another length than that. What comes twice is left out; where one was too short, those that were
-    asked for behind it are of no use, and it goes on from there.
-    """
-
-    def __init__(
-        self, client: ControlClient, token: str | None, n_received: int, n_parts: int, timeout: float | None
-    ) -> None:
-        self._client = client
-        self._token = token
-        self._timeout = timeout
-        self._n_parts = n_parts
-        self._n_received = self._n_asked = n_received
-        self._length = n_received or wire.RANGE_PARTS
-        self._under_way: deque[tuple[int, Pending]] = deque()
-
-    @property
-    def is_complete(self) -> bool:
-        return self._n_received >= self._n_parts and not self._under_way
-
-    def ask(self) -> None:
-        while self._n_asked < self._n_parts and len(self._under_way) < RANGES_AHEAD:
-            reply_bytes = min(self._n_parts - self._n_asked, self._length) * wire.PART_BYTES
-            pending = self._client.send(
-                "range", token=self._token, first=self._n_asked, reply_bytes=reply_bytes, timeout=self._timeout
-            )
-            self._under_way.append((self._n_asked, pending))
-            self._n_asked += self._length
-
-    def receive(self) -> list[memoryview]:
-        first, pending = self._under_way.popleft()
-        parts = self._client.receive(pending).frames
-        if not parts:
-            raise MalformedMessage(f"a range from part {first} of {self._n_parts} came without parts")
-        if first > self._n_received:
-            return []
-        self._length = len(parts)
-        parts = parts[self._n_received - first :]
-        self._n_received += len(parts)
-        next_first = self._under_way[0][0] if self._under_way else self._n_asked
-        self._n_asked = self._n_received if self._n_received < next_first else max(self._n_asked, self._n_received)
-        return parts
-
-
-class _Places:
-    """Where the next part goes. A part may have any size, as long as it does not span arenas (``docs/wire.md``)."""
-
-    def __init__(self, arenas: Sequence[Array]) -> None:
-        self._left = [arena.view(np.uint8) for arena in reversed(arenas)]
-        self._drop_full()
-
-    def fill(self, parts: Sequence[memoryview]) -> None:
-        for part in parts:
-            source = np.frombuffer(part, np.uint8)
-            if not self._left or source.size > self._left[-1].size:
-                raise MalformedMessage("a reply has more bytes than its layout, or a part that spans arenas")
-            # NumPy's copy lets other threads of the program run meanwhile, a memoryview's does not.
-            self._left[-1][: source.size] = source
-            self._left[-1] = self._left[-1][source.size :]
-            self._drop_full()
-
-    def check_full(self) -> None:
-        if self._left:
-            missing = sum(rest.size for rest in self._left)
-            raise MalformedMessage(f"replies have {missing} bytes less than their layout")
-
-    def _drop_full(self) -> None:
-        while self._left and self._left[-1].size == 0:
-            self._left.pop()
+    if out_arenas is None or len(out_arenas) != len(wanted):
+        return [aligned_empty(arena.size, arena.dtype) for arena in wanted]
+    for out, arena in zip(out_arenas, wanted, strict=True):
+        flags = out.flags
+        is_fit = out.ndim == 1 and out.dtype == arena.dtype and out.size == arena.size
+        if not (is_fit and flags.c_contiguous and flags.writeable):
+            return [aligned_empty(arena.size, arena.dtype) for arena in wanted]
+    return list(out_arenas)

@@ -17,12 +17,15 @@ class TwoWays:
     lane : Lane or None
         Beside the socket.
     has_lost : bool
-        Whether a lane has ended since this was last made false.
+        Whether a lane has ended since this was last made false: replies that were to come by it have to be asked for.
+    has_answered : bool
+        Whether what came last came by the lane.
     """
 
     def __init__(self) -> None:
         self.lane: Lane | None = None
         self.has_lost = False
+        self.has_answered = False
         self._on_end: Callable[[], None] | None = None
         self._buffer = memoryview(b"")
 
@@ -75,11 +78,13 @@ class TwoWays:
         if lane is not None:
             frames = lane.receive(self._buffer)
             if frames:
+                self.has_answered = True
                 return frames
             if not lane.is_open:
                 self.lane, self.has_lost = None, True
                 if self._on_end is not None:
                     self._on_end()
+        self.has_answered = False
         received = socket.recv_multipart()
         if len(received) < 2 or len(received[0]):
             return ()

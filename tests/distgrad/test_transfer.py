@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgrad import codec, transfer, wire
+from distgrad import codec, ranges, transfer, wire
 from distgrad.client import ControlClient
 from distgrad.errors import MalformedMessage, NoParameters, SnapshotRevoked
 from distgrad.layout import Layout
@@ -201,7 +201,7 @@ def test_ranges_are_asked_for_ahead_and_before_what_came_is_copied(
     shelf = Shelf(NEST, part_bytes=1 << 16, n_first=2, n_range=2)
     client = serve(shelf)
     order: list[str] = []
-    fill, send = transfer._Places.fill, ControlClient.send
+    fill, send = ranges.Places.fill, ControlClient.send
 
     def noted_fill(self: Any, parts: Any) -> None:
         order.append("copy")
@@ -211,11 +211,11 @@ def test_ranges_are_asked_for_ahead_and_before_what_came_is_copied(
         order.append(op)
         return send(self, op, **keys)
 
-    monkeypatch.setattr(transfer._Places, "fill", noted_fill)
+    monkeypatch.setattr(ranges.Places, "fill", noted_fill)
     monkeypatch.setattr(ControlClient, "send", noted_send)
     transfer.fetch(client)
 
-    ahead = transfer.RANGES_AHEAD
+    ahead = ranges.RANGES_AHEAD
     asked = order.count("range")
     assert asked > ahead
     first, later = ["range"] * ahead, ["copy", "range"] * (asked - ahead)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distgrad import client as client_module
-from distgrad import transfer
+from distgrad import link_pace, transfer
 from distgrad.client import ControlClient
 from support.proxy import CuttingProxy
 from support.scripted_broker import Request, ScriptedBroker
@@ -47,7 +47,7 @@ def test_whatever_is_cut_lost_late_or_repeated_the_version_comes_whole(
         patch.setattr(client_module, "FIRST_RETRY_S", 0.02)
         patch.setattr(client_module, "LAST_RETRY_S", 0.05)
         # Parts are tiny here, and a client would wait for as long as megabytes take.
-        patch.setattr(client_module, "PACE_BYTES_PER_S", 1e12)
+        patch.setattr(link_pace, "FASTEST_BYTES_PER_S", 1e12)
 
         def script(request: Request) -> None:
             fault = next(left, None)

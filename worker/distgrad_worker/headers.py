@@ -19,7 +19,8 @@ _COUNTS = [bytes([0x80 | count]) for count in range(16)]
 # A key and its value's type, then the value: an unsigned integer of 64 bits, and the length of what follows.
 _NUMBER = struct.Struct(">8sQ")
 _NUMBER_AND_PAYLOAD = struct.Struct(">8sQ9sI")
-_NUMBER_KEY, _PAYLOAD_KEY = b"\xa6number\xcf", b"\xa7payload\xc6"
+_ASKS = struct.Struct(">6sQ")
+_NUMBER_KEY, _PAYLOAD_KEY, _ASKS_KEY = b"\xa6number\xcf", b"\xa7payload\xc6", b"\xa4asks\xcf"
 
 _NO_DETAILS: Mapping[str, Any] = {}
 
@@ -70,7 +71,9 @@ class Header:
             # And the number, which each gradient has.
             self._count = len(common) + 1
 
-    def frames(self, number: int, details: Mapping[str, Any], parts: Sequence[Any]) -> list[Any]:
+    def frames(
+        self, number: int, details: Mapping[str, Any], parts: Sequence[Any], asks: int | None = None
+    ) -> list[Any]:
         """Build the message of one gradient.
 
         Parameters
@@ -81,6 +84,8 @@ class Header:
             From `checked_details`.
         parts : sequence of buffers
             Its payload.
+        asks : int, optional
+            The pull that the message stands for.
 
         Returns
         -------
@@ -91,6 +96,9 @@ class Header:
         if details:
             count += len(details)
             more = pack(details)[1:]
+        if asks is not None:
+            count += 1
+            more += _ASKS.pack(_ASKS_KEY, asks)
         if len(parts) == 1 and len(parts[0]) <= INLINE_BYTES:
             (payload,) = parts
             own = _NUMBER_AND_PAYLOAD.pack(_NUMBER_KEY, number, _PAYLOAD_KEY, len(payload))

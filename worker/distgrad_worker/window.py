@@ -76,10 +76,9 @@ class Entry:
         details, parts = self.details, self.parts
         if self.slot is not None and self.slot in shared:
             details, parts = {**details, "slot": self.slot}, ()
-        if self.asks is not None:
-            # Who still waits when this has to be sent again asks for itself.
-            details, self.asks = {**details, "asks": self.asks}, None
-        return self.header.frames(self.number, details, parts)
+        # Who still waits when this has to be sent again asks for itself.
+        asks, self.asks = self.asks, None
+        return self.header.frames(self.number, details, parts, asks)
 
 
 class Window:

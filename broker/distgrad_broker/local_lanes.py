@@ -20,8 +20,6 @@ from distgrad_broker.events import MessageRejected, Reply
 
 # Lanes that are open at once. A worker without one is as well off as one of another host.
 MAX_LANES = 1024
-# What is read from one lane before the others have their turn.
-_AT_ONCE = 16
 
 # Finds the user whose session this is, by worker and session; raises KeyError if it is nobody's.
 UserOf = Callable[[str, str], str | None]
@@ -80,7 +78,7 @@ class LocalLanes:
         return None if self._poll is None else int(self._poll.fileno())
 
     def receive(self) -> list[Sequence[Gradient] | MessageRejected]:
-        """Take what is there, a bounded amount.
+        """Take the next message of each lane that has one.
 
         Returns
         -------
@@ -88,20 +86,19 @@ class LocalLanes:
             For each message what it has, in order.
         """
         received: list[Sequence[Gradient] | MessageRejected] = []
+        if self._poll is None:
+            return received
         for fd, _ in self._poll.poll(0):
             end = self._ends.get(fd)
             if end is None:
                 self._accept()
                 continue
-            for _ in range(_AT_ONCE):
-                frames = end.lane.receive(self._buffer)
-                if frames is None:
-                    break
+            frames = end.lane.receive(self._buffer)
+            if frames is not None:
                 received.append(taken := self._take(end, frames))
                 if isinstance(taken, MessageRejected):
                     # Nobody who means well sends that; by the other way it is told why.
                     end.lane.end()
-                    break
             if not end.lane.is_open:
                 self._forget(fd, end)
         return received

@@ -312,7 +312,7 @@ class Loop:
 
     def _read_lanes(self, now: float) -> None:
         """Read what came by lanes: of each little, so it is never more than a turn's worth."""
-        if self._lanes is None or self._lanes.fd is None:
+        if self._lanes is None:
             return
         for gradients in self._lanes.receive():
             if isinstance(gradients, MessageRejected):

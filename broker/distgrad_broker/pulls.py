@@ -172,25 +172,34 @@ def ask_again(state: CoreState, member: Member, gradient: Gradient, now: float) 
     waiter = Waiter(last.envelope, gradient.asks, last.client, now)
     waiter.data = last.data.behind(gradient.number)
     waiter.session = member.session
-    _begin(state, waiter, wait_s, now)
+    _wait(state, _replace(state, waiter), waiter, wait_s, now)
 
 
 def _begin(state: CoreState, waiter: Waiter, wait_s: float, now: float) -> None:
     """Answer a pull, or let it wait."""
-    wanted = waiter.data
-    key = waiter.client or waiter.envelope
-    former = state.pulls.pop(key, None)
-    if former is not None:
-        former.is_done = True  # a repeat replaces it: nobody listens for the former reply any more
-        wanted.waits_since = former.data.queued_at
-    if _is_due(state, wanted, now):
+    key = _replace(state, waiter)
+    if _is_due(state, waiter.data, now):
         _serve(state, key, waiter, now)
     elif wait_s <= 0:
         state.answer(waiter, _UNCHANGED)
     else:
-        waiter.deadline = now + wait_s
-        state.pulls[key] = waiter
-        state.deadlines.wait(waiter, lambda late, _: _give_up(state, key, late))
+        _wait(state, key, waiter, wait_s, now)
+
+
+def _replace(state: CoreState, waiter: Waiter) -> Any:
+    """Give a pull's key, and end the one that it is a repeat of: nobody listens for the former reply any more."""
+    key = waiter.client or waiter.envelope
+    former = state.pulls.pop(key, None)
+    if former is not None:
+        former.is_done = True
+        waiter.data.waits_since = former.data.queued_at
+    return key
+
+
+def _wait(state: CoreState, key: Any, waiter: Waiter, wait_s: float, now: float) -> None:
+    waiter.deadline = now + wait_s
+    state.pulls[key] = waiter
+    state.deadlines.wait(waiter, lambda late, _: _give_up(state, key, late))
 
 
 def read_range(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:

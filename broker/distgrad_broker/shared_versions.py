@@ -71,6 +71,8 @@ class SharedArenas:
         storage : Storage
             Its buffers.
         """
+        if not self._known:
+            return
         stamps = self._stamps(storage)
         for stamp in stamps:
             stamp[0] = 0
@@ -85,6 +87,8 @@ class SharedArenas:
         storage : Storage
             Its buffers.
         """
+        if not self._known:
+            return
         stamps = self._stamps(storage)
         if stamps:
             fence()
@@ -106,6 +110,8 @@ class SharedArenas:
             For each arena its address and its stamp, ``[pid, fd, name, size, stamp]``; None for one that has to be
             sent. None altogether if all have.
         """
+        if not self._known:
+            return None
         places = [self._find(arena) for arena in storage.arenas]
         if not any(places):
             return None

@@ -22,7 +22,7 @@ from distgrad.errors import GradientRefused
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad.storage import Storage
-from distgrad.wire import RANGE_PARTS, Gradient
+from distgrad.wire import PART_BYTES, RANGE_PARTS, Gradient
 from distgrad_broker.buffers import MAX_BUFFERS, Buffers
 from distgrad_broker.holds import MAX_READERS, QUIET_S, SERVED_PARTS, Hold, Range, least_worth_keeping
 from distgrad_broker.shared_versions import MIN_BYTES, SharedArenas
@@ -245,9 +245,11 @@ class Versions:
             The first parts. None if too many versions are being read: ask again after `read`, `release` or `relieve`.
         """
         layout, storage = self._current()
-        n_parts = len(layout.parts())
-        if n_parts <= RANGE_PARTS:
+        parts = None
+        if layout.parameter_bytes <= RANGE_PARTS * PART_BYTES:
             parts = encode(layout, storage.arenas, trained_only=False)
+        n_parts = len(layout.parts()) if parts is None else len(parts)
+        if parts is not None and n_parts <= RANGE_PARTS:
             lent = None
             if layout.parameter_bytes >= LENT_BYTES and self._buffers.may_be_read(storage):
                 lent = self._buffers.loans.lend(storage, parts)

@@ -7,7 +7,6 @@ that session.
 
 from __future__ import annotations
 
-import contextlib
 import select
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,8 +17,10 @@ from distgrad.wire import Gradient, field, pack, unpack
 from distgrad_broker.channels import GradientChannel
 from distgrad_broker.events import MessageRejected, Reply
 
-# Lanes that are open at once. A worker without one is as well off as one of another host.
+# Lanes that are open at once, and the share of the process's descriptors that they may take: connections need them
+# more. A worker without a lane is as well off as one of another host.
 MAX_LANES = 1024
+_SHARE = 8
 
 # Finds the user whose session this is, by worker and session; raises KeyError if it is nobody's.
 UserOf = Callable[[str, str], str | None]
@@ -61,9 +62,11 @@ class LocalLanes:
         self._buffer = memoryview(bytearray(lanes.MAX_BYTES))
         self._ends: dict[int, _End] = {}
         self._by_session: dict[str, _End] = {}
+        self._most = 0
         self._listener = lanes.listen(name)
         self._poll: Any = None
         if self._listener is not None:
+            self._most = _most_lanes()
             self._poll = select.epoll()
             self._poll.register(self._listener.fileno(), select.EPOLLIN)
 
@@ -125,15 +128,21 @@ class LocalLanes:
             self._forget(fd, end)
         if self._listener is not None:
             self._listener.close()
+        if self._poll is not None:
             self._poll.close()
 
     def _accept(self) -> None:
         assert self._listener is not None  # nothing else is polled for that is no lane
-        with contextlib.suppress(OSError):  # no more descriptors: whoever connects has the other way
+        try:
             lane = lanes.accept(self._listener)
-            if lane is not None and len(self._ends) < MAX_LANES:
-                self._poll.register(lane.fd, select.EPOLLIN)
-                self._ends[lane.fd] = _End(lane)
+        except OSError:
+            # There are no descriptors left. Whoever would connect has the other way.
+            self._listener.close()
+            self._listener = None
+            return
+        if lane is not None and len(self._ends) < self._most:
+            self._poll.register(lane.fd, select.EPOLLIN)
+            self._ends[lane.fd] = _End(lane)
 
     def _take(self, end: _End, frames: Sequence[memoryview]) -> Sequence[Gradient] | MessageRejected:
         """Make gradients of a message; the first one of a lane names the session."""
@@ -173,3 +182,10 @@ class LocalLanes:
         if self._by_session.get(end.session) is end:
             del self._by_session[end.session]
         end.lane.end()
+
+
+def _most_lanes() -> int:
+    import resource  # which Windows lacks, and there are no lanes
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_LANES if soft == resource.RLIM_INFINITY else min(MAX_LANES, soft // _SHARE)

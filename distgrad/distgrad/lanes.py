@@ -53,15 +53,14 @@ def listen(name: str) -> socket.socket | None:
     """
     if sys.platform != "linux":
         return None
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         listener.setblocking(False)
         listener.bind(_PREFIX + name)
         listener.listen(1024)
-    except OSError:
-        listener.close()
-        return None
-    return listener
+        stack.pop_all()
+        return listener
+    return None
 
 
 def accept(listener: socket.socket) -> Lane | None:
@@ -104,14 +103,13 @@ def connect(name: object) -> Lane | None:
     """
     if sys.platform != "linux" or type(name) is not str or len(name) != 32 or not name.isalnum():
         return None
-    peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        peer = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         peer.setblocking(False)
         peer.connect(_PREFIX + name)
-    except OSError:
-        peer.close()
-        return None
-    return _checked(peer)
+        stack.pop_all()
+        return _checked(peer)
+    return None
 
 
 def _checked(peer: socket.socket) -> Lane | None:

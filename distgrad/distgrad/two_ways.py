@@ -26,10 +26,10 @@ class TwoWays:
         self.lane: Lane | None = None
         self.has_lost = False
         self.has_answered = False
-        self._on_end: Callable[[], None] | None = None
+        self._on_end: Callable[[Lane], None] | None = None
         self._buffer = memoryview(b"")
 
-    def use(self, lane: Lane | None, on_end: Callable[[], None]) -> None:
+    def use(self, lane: Lane | None, on_end: Callable[[Lane], None]) -> None:
         """Take another lane.
 
         Parameters
@@ -37,7 +37,7 @@ class TwoWays:
         lane : Lane or None
             From which nobody else receives.
         on_end : callable
-            Called when it has ended.
+            Called with it when it has ended.
         """
         self.lane, self._on_end = lane, on_end
         if lane is not None and not self._buffer:
@@ -83,7 +83,7 @@ class TwoWays:
             if not lane.is_open:
                 self.lane, self.has_lost = None, True
                 if self._on_end is not None:
-                    self._on_end()
+                    self._on_end(lane)
         self.has_answered = False
         received = socket.recv_multipart()
         if len(received) < 2 or len(received[0]):

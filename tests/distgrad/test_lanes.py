@@ -148,6 +148,20 @@ def test_elsewhere_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
         assert lanes.connect(name) is None
 
 
+def test_without_a_descriptor_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = lanes.new_name()
+    listener = lanes.listen(name)
+    assert listener is not None
+
+    def no_socket(*_: object) -> None:
+        raise OSError(24, "too many open files")
+
+    with listener:
+        monkeypatch.setattr(socket, "socket", no_socket)
+        assert lanes.connect(name) is None
+        assert lanes.listen(lanes.new_name()) is None
+
+
 def test_a_client_that_hung_up_at_once_is_no_trouble() -> None:
     name = lanes.new_name()
     listener = lanes.listen(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -214,5 +215,20 @@ def test_without_descriptors_nobody_gets_a_lane_and_the_others_go_on(monkeypatch
             late = world.open()
             lane.send([pack(HEADER)])
             assert len(world.receive()) == 1
-        world.receive()
-        assert not has_ended(late)
+        assert has_ended(late)
+        assert lanes.connect(world.name) is None
+        lane.send([pack({**HEADER, "number": 2})])
+        assert len(world.receive()) == 1
+
+
+def test_lanes_leave_most_descriptors_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = 20, resource.RLIM_INFINITY
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limit)
+    with a_world() as world:
+        opened = [world.open() for _ in range(4)]
+        for _ in opened:
+            world.receive()
+        assert [has_ended(lane) for lane in opened] == [False, False, True, True]
+    limit = resource.RLIM_INFINITY, resource.RLIM_INFINITY
+    with a_world() as world:
+        assert not has_ended(world.open())

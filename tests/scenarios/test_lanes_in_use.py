@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distgrad import Admin
+from distgrad import Admin, lanes
 from distgrad.lanes import Lane
-from distgrad.wire import Gradient
+from distgrad.wire import Gradient, pack
 from distgrad_broker import Broker
 from distgrad_broker.events import MessageRejected
 from distgrad_broker.local_lanes import LocalLanes
@@ -128,6 +128,24 @@ def test_a_lane_that_is_gone_is_found_when_something_is_to_be_sent() -> None:
             lane = worker._connection.driver.sender.lane
             if step % 6 == 0 and lane is not None:
                 lane._peer.shutdown(socket.SHUT_WR)
+
+
+def test_a_new_lane_is_not_taken_for_the_one_before_it() -> None:
+    with Broker(parameters=np.zeros(9, np.float32)) as broker, Worker(broker.address) as worker:
+        connection = worker._connection
+        sender, session = connection.driver.sender, connection.session
+        for step in range(1, 10):
+            assert worker.push_pull(np.ones(9, np.float32)).version == step
+            latter = lanes.connect(session.lane)
+            assert latter is not None
+            assert latter.send([pack({"v": 1, "worker": session.worker_id, "session": session.name})])
+            with connection.lock:
+                former, sender.lane = sender.lane, latter
+                assert former is not None
+                former.end()
+            # As whoever waits at the former one finds out.
+            connection.driver.lane_ended(former)
+            assert sender.lane is latter
 
 
 def test_pushes_beside_it_come_in_order() -> None:

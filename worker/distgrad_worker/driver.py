@@ -20,6 +20,7 @@ import zmq
 
 from distgrad import addresses, sockets, wire
 from distgrad.errors import MalformedMessage, from_code
+from distgrad.lanes import Lane
 from distgrad.owned_sockets import Link, LinkMonitor, OwnedSocket
 from distgrad_worker import asking
 from distgrad_worker.bundles import Pace
@@ -183,12 +184,19 @@ class Driver:
             self.wake()
             raise
 
-    def lane_ended(self) -> None:
-        """Take note that the lane has ended, and with it perhaps what was sent on it."""
+    def lane_ended(self, lane: Lane) -> None:
+        """Take note that a lane has ended, and with it perhaps what was sent on it.
+
+        Parameters
+        ----------
+        lane : Lane
+            The present one, or one that was closed here for another.
+        """
         with self._lock:
-            self.sender.lane = None
-            self._session.connection_lost()
-            self.wake()
+            if self.sender.lane is lane:
+                self.sender.lane = None
+                self._session.connection_lost()
+                self.wake()
 
     def wake(self) -> None:
         """Have the thread look at the session now, if it is not going to anyway; the caller holds the lock."""

@@ -55,6 +55,17 @@ def test_a_scheduler_does_what_it_does_with_plain_pytorch(rule: Any, plain: Any,
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize(("rule", "lr", "warns"), [(None, None, True), (None, 0.1, False), (ADAM, None, False)])
+def test_a_broker_without_a_rule_is_told_of_unless_an_lr_is_given(
+    caplog: pytest.LogCaptureFixture, rule: Any, lr: float | None, warns: bool
+) -> None:
+    """Else everything is trained with the raw gradients, and nobody knows why it does not learn."""
+    with models.connected(optimizer=rule) as (_, worker):
+        DistributedOptimizer(models.small_cnn(), worker, lr=lr)
+
+    assert any("no optimizer" in message for message in caplog.messages) == warns
+
+
 def test_groups_have_learning_rates_of_their_own_where_the_rule_allows_it() -> None:
     def groups(model: Any) -> list[dict[str, Any]]:
         return [

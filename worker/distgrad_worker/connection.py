@@ -27,21 +27,13 @@ from distgrad.quantities import checked_timeout
 from distgrad.sockets import Context, PeerKeys
 from distgrad.wire import MAX_ID_CHARACTERS
 from distgrad_worker.driver import Driver
+from distgrad_worker.patience import Patience, cause_of
 from distgrad_worker.session import Session
 
 # A blocked call looks this often whether the broker still answers; Ctrl-C ends it at once anyway.
 LOOK_S = 0.5
 # An unfinished worker is given this long to deliver when the program ends.
 EXIT_FLUSH_S = 10.0
-
-_CAUSES = {
-    None: "no connection came about",
-    "absent": "nobody listens there",
-    "refused": "the broker does not accept the key",
-    "no_keys": "one side has keys and the other has none",
-    "lost": "the connection was lost",
-    "unfinished": "the handshake was not finished; is the key this broker's?",
-}
 
 
 def new_session(worker_id: str | None, window_bytes: int | None) -> Session:
@@ -254,6 +246,7 @@ class Connection:
         """
         started = time.monotonic()
         deadline = math.inf if timeout is None else started + timeout
+        patience = Patience(self._address.endpoint, self._timeout)
         while not is_done():
             if self.is_closed:
                 raise StateError("this worker is closed")
@@ -262,8 +255,11 @@ class Connection:
             now = time.monotonic()
             if now >= deadline:
                 raise TimeoutError(f"{len(self.session.window)} gradient(s) are not settled after {timeout} s")
-            if now - max(started, self.driver.last_answer) >= self._timeout:
+            silent_s = now - max(started, self.driver.last_answer)
+            if silent_s >= self._timeout:
                 raise self._unreachable()
+            patience.note_silence(silent_s, self.driver.link)
+            patience.note_rest(now - started, is_running=self.session.is_running)
             self.changed.wait(min(LOOK_S, deadline - now, self._timeout))
 
     def flush(self, timeout: float | None) -> None:
@@ -361,8 +357,7 @@ class Connection:
         atexit.unregister(self.close)
 
     def _unreachable(self) -> BrokerUnreachable:
-        link = self.driver.link
-        cause = _CAUSES.get(None if link is None else link.value, "the broker is silent")
+        cause = cause_of(self.driver.link)
         return BrokerUnreachable(
             f"no answer from a broker at {self._address.endpoint} within {self._timeout:g} s: {cause}",
             hint="start one with `distgrad broker`, or check the address and the keys",

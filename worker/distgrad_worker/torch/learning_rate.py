@@ -40,6 +40,11 @@ class LearningRate:
         )
         self.value = float(rule.get("lr", 1.0))
 
+    @property
+    def has_rule(self) -> bool:
+        """Whether the broker has a rule; without one the gradient is the step."""
+        return self._name != "none"
+
     def factors(self, wanted: Sequence[float]) -> list[float]:
         """Make the learning rates of the parameter groups hold for the gradient that is pushed next.
 

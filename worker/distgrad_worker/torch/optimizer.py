@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
+from distgrad import log
 from distgrad.admin import Admin
 from distgrad.errors import ConfigError, GradientRefused, LayoutError, StateError
 from distgrad_worker.pushing import Slot
@@ -16,6 +18,8 @@ from distgrad_worker.torch.learning_rate import LearningRate
 from distgrad_worker.torch.outgoing import Outgoing
 from distgrad_worker.torch.parameters import Parameters, trained_of
 from distgrad_worker.worker import Worker
+
+_LOGGER = logging.getLogger(__name__)
 
 _GROUP_KEYS = {"params", "param_names", "lr"}
 
@@ -90,6 +94,12 @@ class DistributedOptimizer(torch.optim.Optimizer):  # type: ignore[misc]  # torc
         self._waits = wait
         self._buffers = buffers
         self._rate = LearningRate(worker, admin)
+        if lr is None and not self._rate.has_rule:
+            log.event(
+                _LOGGER,
+                logging.WARNING,
+                "the broker has no optimizer and no lr is given: steps are the gradients themselves, as with lr=1",
+            )
         given = params if module is None else module.named_parameters()
         super().__init__(given, {"lr": self._rate.value if lr is None else float(lr)})
         self._parameters = Parameters(trained_of(self.param_groups))

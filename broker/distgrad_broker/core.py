@@ -155,6 +155,22 @@ class Core:
         """How often a worker asks where nobody waits, seconds."""
         return settling.ask_s(self.state)
 
+    def expects(self, gradient: Gradient) -> bool:
+        """Tell whether a gradient is the next of its worker.
+
+        Parameters
+        ----------
+        gradient : Gradient
+            Just received.
+
+        Returns
+        -------
+        bool
+            False also if there is no such worker.
+        """
+        member = self.state.members.get(gradient.worker)
+        return member is not None and gradient.number == member.accepted + 1
+
     def next_deadline(self) -> float | None:
         """Tell when the core wants to be called even if nothing happens.
 

@@ -302,7 +302,7 @@ class Loop:
                 n_left -= 1
                 continue
             n_left -= len(gradients)
-            if self._lanes is not None and self._lanes.is_used:
+            if self._lanes is not None and self._lanes.is_used and not self._core.expects(gradients[0]):
                 # What its worker has sent before it, by a lane, is there by now.
                 self._read_lanes(now)
             if not self._take_in(gradients, now):

@@ -5,17 +5,19 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
+import zmq
 
 from distgrad import lanes, sockets
-from distgrad.wire import pack, unpack
+from distgrad.wire import Gradient, pack, unpack
 from distgrad_broker import local_lanes
-from distgrad_broker.channels import GradientChannel
+from distgrad_broker.channels import ControlChannel, GradientChannel
 from distgrad_broker.events import MessageRejected, Reply
 from distgrad_broker.local_lanes import LocalLanes
+from distgrad_broker.loop import Loop
 
 if sys.platform != "linux":
     pytest.skip("lanes are on Linux only", allow_module_level=True)
@@ -38,8 +40,8 @@ class World:
         self.context = sockets.open_context()
         self._socket = sockets.gradient_server(self.context, "tcp://127.0.0.1:0")
         self.name = lanes.new_name()
-        channel = GradientChannel(self._socket, role_of, keeps_frames=keeps_frames)
-        self.lanes = LocalLanes(self.name, channel, users)
+        self.channel = GradientChannel(self._socket, role_of, keeps_frames=keeps_frames)
+        self.lanes = LocalLanes(self.name, self.channel, users)
 
     def open(self, greeting: dict[str, Any] = GREETING) -> lanes.Lane:
         lane = lanes.connect(self.name)
@@ -232,3 +234,40 @@ def test_lanes_leave_most_descriptors_to_others(monkeypatch: pytest.MonkeyPatch)
     limit = resource.RLIM_INFINITY, resource.RLIM_INFINITY
     with a_world() as world:
         assert not has_ended(world.open())
+
+
+class Noting:
+    """A core that notes the numbers of gradients."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    def expects(self, gradient: Gradient) -> bool:
+        return gradient.number == len(self.numbers) + 1
+
+    def handle(self, event: Any, _now: float) -> tuple[()]:
+        if type(event) is Gradient:
+            self.numbers.append(event.number)
+        return ()
+
+
+def test_what_came_by_lane_is_taken_before_what_was_pushed_after_it() -> None:
+    """Else the second would be taken for one behind a gap, and both be sent again."""
+    with a_world() as world, world.context.socket(zmq.PUSH) as pusher, ExitStack() as stack:
+        pusher.linger = 0
+        control = stack.enter_context(sockets.control_server(world.context, "tcp://127.0.0.1:0"))
+        core: Any = Noting()
+        files: Any = None
+        loop = Loop(core, ControlChannel(control, None), world.channel, None, files, print, world.lanes)
+        stack.callback(loop.close)
+        pusher.connect(world.channel.socket.endpoint)
+        lane = world.open()
+        world.receive()
+
+        # As if both had come since the loop has last looked at the lanes.
+        lane.send([pack(HEADER)])
+        pusher.send(pack({**HEADER, "number": 2}))
+        assert world.channel.socket.poll(20_000)
+        loop._read_gradients(0.0)
+
+        assert core.numbers == [1, 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,7 +90,20 @@ def test_a_payload_in_the_header_and_one_behind_it_are_no_gradient() -> None:
             gradient_messages.parse_gradient({**fields, "payload": payload}, [], 0)
 
 
-@pytest.mark.parametrize(("examples", "cursor"), [(-1, None), (1, bytes(5000)), (1, 7)])
-def test_impossible_details_are_refused_at_the_call(examples: int, cursor: object) -> None:
+@pytest.mark.parametrize(
+    ("loss", "examples", "cursor"),
+    [
+        *((None, examples, None) for examples in (-1, 2**63, 2.5, float("nan"), float("inf"), "3", None, [1])),
+        *((loss, 1, None) for loss in ("low", [0.5, 0.5], np.zeros(2))),
+        *((None, 1, cursor) for cursor in (bytes(5000), 7)),
+    ],
+)
+def test_impossible_details_are_refused_at_the_call(loss: Any, examples: Any, cursor: Any) -> None:
     with pytest.raises(ConfigError):
-        checked_details(None, examples, cursor)
+        checked_details(loss, examples, cursor)
+
+
+def test_numbers_of_any_kind_are_taken() -> None:
+    details = checked_details(np.float32(0.5), np.int64(32), None)  # type: ignore[arg-type]
+    assert details == {"loss": 0.5, "examples": 32}
+    assert checked_details(None, 32.0, None) == {"examples": 32}  # type: ignore[arg-type]

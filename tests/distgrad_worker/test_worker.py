@@ -46,6 +46,7 @@ def admin(broker: Broker) -> Iterator[Admin]:
     ("arguments", "words"),
     [
         ({"worker_id": ""}, "1 to 128"),
+        ({"worker_id": 3}, "got 3"),
         ({"worker_id": "x" * 129}, "1 to 128"),
         ({"worker_id": "a\nb"}, "printable"),
         ({"window_bytes": 0}, "window_bytes"),

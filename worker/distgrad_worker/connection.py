@@ -56,13 +56,17 @@ def new_session(worker_id: str | None, window_bytes: int | None) -> Session:
     ConfigError
         If an argument is impossible.
     """
-    if worker_id is not None and not (0 < len(worker_id) <= MAX_ID_CHARACTERS and worker_id.isprintable()):
+    if worker_id is not None and not _is_id(worker_id):
         raise ConfigError(f"worker_id must have 1 to {MAX_ID_CHARACTERS} printable characters, got {worker_id!r}")
     if window_bytes is not None and window_bytes < 1:
         raise ConfigError(f"window_bytes must be at least 1, got {window_bytes}")
     nonce = os.urandom(16)
     name = worker_id or f"worker-{nonce[:6].hex()}"
     return Session(name, nonce, generated=worker_id is None, window_bytes=window_bytes)
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_ID_CHARACTERS and value.isprintable()
 
 
 class Connection:

@@ -151,17 +151,23 @@ def checked_details(loss: float | None, examples: int, cursor: object) -> Mappin
     Raises
     ------
     ConfigError
-        If `examples` or `cursor` is impossible.
+        If one of them is impossible.
     """
     if loss is None and cursor is None and examples == 1:
         return _NO_DETAILS
     details: dict[str, Any] = {}
     if examples != 1:
-        if not 0 <= examples <= INT64_MAX:
-            raise ConfigError(f"examples must be 0 to 2**63 - 1, got {examples}")
-        details["examples"] = int(examples)
+        try:
+            details["examples"] = number = int(examples)
+        except (TypeError, ValueError, OverflowError):
+            number = -1
+        if number != examples or not 0 <= number <= INT64_MAX:
+            raise ConfigError(f"examples must be a whole number from 0 to 2**63 - 1, got {examples!r:.80}")
     if loss is not None:
-        details["loss"] = float(loss)
+        try:
+            details["loss"] = float(loss)
+        except (TypeError, ValueError):
+            raise ConfigError(f"loss must be one number, got {loss!r:.80}") from None
     if cursor is not None:
         details["cursor"] = checked_cursor(cursor)
     return details

@@ -126,8 +126,7 @@ class LocalLanes:
         """Close all."""
         for fd, end in list(self._ends.items()):
             self._forget(fd, end)
-        if self._listener is not None:
-            self._listener.close()
+        self._stop_listening()
         if self._poll is not None:
             self._poll.close()
 
@@ -137,12 +136,18 @@ class LocalLanes:
             lane = lanes.accept(self._listener)
         except OSError:
             # There are no descriptors left. Whoever would connect has the other way.
-            self._listener.close()
-            self._listener = None
+            self._stop_listening()
             return
         if lane is not None and len(self._ends) < self._most:
             self._poll.register(lane.fd, select.EPOLLIN)
             self._ends[lane.fd] = _End(lane)
+
+    def _stop_listening(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            # By itself it only leaves when the last copy is closed, and a forked child may have one.
+            self._poll.unregister(listener.fileno())
+            listener.close()
 
     def _take(self, end: _End, frames: Sequence[memoryview]) -> Sequence[Gradient] | MessageRejected:
         """Make gradients of a message; the first one of a lane names the session."""

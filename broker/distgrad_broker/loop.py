@@ -302,9 +302,8 @@ class Loop:
                 n_left -= 1
                 continue
             n_left -= len(gradients)
-            if self._lanes is not None and self._lanes.is_used and not self._core.expects(gradients[0]):
-                # What its worker has sent before it, by a lane, is there by now.
-                self._read_lanes(now)
+            if self._lanes is not None and self._lanes.is_used:
+                self._catch_up(gradients[0], now)
             if not self._take_in(gradients, now):
                 # A large one is applied while ZeroMQ's own thread receives the next.
                 return False
@@ -319,6 +318,13 @@ class Loop:
                 self._reject(gradients, now)
             else:
                 self._take_in(gradients, now)
+
+    def _catch_up(self, gradient: Gradient, now: float) -> None:
+        """Read what a worker has sent before a gradient, by a lane: it is there by now, perhaps behind a greeting."""
+        for _ in range(3):
+            if self._core.expects(gradient):
+                return
+            self._read_lanes(now)
 
     def _take_in(self, gradients: Sequence[Gradient], now: float) -> bool:
         """Hand gradients of one message to the core, and tell whether they are small."""

@@ -256,11 +256,8 @@ class ControlClient:
 
     @property
     def connection(self) -> int:
-        """Number of the present connection: whoever else knows the way back on it knows it by this.
-
-        Where a lane answers, nobody looks whether the connection beside it is still the same.
-        """
-        if not self.ways.has_answered:
+        """Number of the present connection, as last looked at; whoever knows the way back on it knows it by this."""
+        if not self.ways.has_answered:  # else it is not the way back
             self._links.note()
         return self._links.number
 
@@ -280,13 +277,19 @@ class ControlClient:
         while pending.reply is None or self._is_put_off(pending):
             # While replies to other requests come, one after the other, this one's was not waited for in vain.
             deadline = max(pending.asked_at, self._answered_at) + pending.patience_s
-            retry_at = max(pending.sent_at, self._answered_at) + pending.retry_s + pending.wait_s
-            if self._poll(min(retry_at + self._transfer_s(pending), deadline)):
+            before = sum(other.transfer_bytes for other in self._unanswered.values() if other.id <= pending.id)
+            retry_s = pending.retry_s + (0.0 if pending.is_reserved else pending.wait_s)
+            retry_at = max(pending.sent_at, self._answered_at) + retry_s + before / self._pace.bytes_per_s
+            if self._poll(min(retry_at, deadline)):
                 self._read()
                 continue
             self._links.note()
             if time.monotonic() >= deadline:
                 raise self._unreachable(pending)
+            if pending.is_reserved:
+                # What was to ask for it is late, or was lost: that is not the connection's fault.
+                self._transmit(pending)
+                continue
             # A connection that broke says nothing about the pace of broker and link.
             if not self._links.was_cut:
                 pending.retry_s = min(2 * pending.retry_s, LAST_RETRY_S)
@@ -322,11 +325,6 @@ class ControlClient:
         if self._closed:
             raise StateError(f"the connection to {self.address.endpoint} is closed")
 
-    def _transfer_s(self, pending: Pending) -> float:
-        """Tell what a reply and those that come before it take."""
-        before = sum(other.transfer_bytes for other in self._unanswered.values() if other.id <= pending.id)
-        return before / self._pace.bytes_per_s
-
     def _transmit(self, *requests: Pending) -> None:
         if self._socket is None:
             self._socket = sockets.pipelined_control_client(self._context, self.address.endpoint, keys=self._keys)
@@ -336,6 +334,7 @@ class ControlClient:
             # What happened to the connection while nothing was under way is no reason to repeat what is sent now.
             self._links.was_cut = False
         for pending in requests:
+            pending.is_reserved = False
             self._socket.send_multipart(pending.message)
             self._note_sent(pending)
 

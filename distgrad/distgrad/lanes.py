@@ -12,6 +12,7 @@ network namespace find it. Each side accepts only a peer of its own user, as for
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -22,6 +23,9 @@ from typing import Any
 
 # The longest message. Two fit where Linux limits what waits in a socket to its usual 208 KiB.
 MAX_BYTES = 96 * 1024
+_MAX_FRAMES = 255
+# Errors of a peer that is still there.
+_HAS_NO_ROOM = frozenset({errno.EAGAIN, errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM})
 _PREFIX = "\0distgrad-"
 _WAITING_BYTES = 1 << 20
 _CREDENTIALS = struct.Struct("iII")
@@ -136,14 +140,17 @@ class Lane:
     ----------
     is_open : bool
         Whether the other end was there when it was last looked for.
+    has_received : bool
+        Whether anything has come by it.
     """
 
-    __slots__ = ("__weakref__", "_peer", "fd", "is_open")
+    __slots__ = ("__weakref__", "_peer", "fd", "has_received", "is_open")
 
     def __init__(self, peer: socket.socket) -> None:
         self._peer = peer
         self.fd = peer.fileno()
         self.is_open = True
+        self.has_received = False
         # One thread sends, another one receives: the descriptor must stay theirs as long as either may use it.
         weakref.finalize(self, peer.close).atexit = False
 
@@ -153,23 +160,23 @@ class Lane:
         Parameters
         ----------
         frames : sequence of buffers
-            At least one; at most 255.
+            At least one.
 
         Returns
         -------
         bool
-            False if there is no room for it, or it is too long, or nobody is there.
+            False if there is no room for it, or it is too long, or nobody is there (`is_open` is then false).
         """
-        lengths = [*map(len, frames)]
-        beginning = struct.pack(f"<B{len(frames)}I", len(frames), *lengths)
-        if len(beginning) + sum(lengths) > MAX_BYTES or not self.is_open:
+        count, lengths = len(frames), [*map(len, frames)]
+        if count > _MAX_FRAMES or 1 + 4 * count + sum(lengths) > MAX_BYTES or not self.is_open:
             return False
+        beginning = struct.pack(f"<B{count}I", count, *lengths)
         try:
             self._peer.sendmsg((beginning, *frames))
-        except BlockingIOError:
-            return False
-        except OSError:
-            self.is_open = False
+        except OSError as error:
+            if error.errno not in _HAS_NO_ROOM:
+                # The other end finds that out too.
+                self.end()
             return False
         return True
 
@@ -204,7 +211,10 @@ class Lane:
         for length in struct.unpack_from(f"<{count}I", buffer, 1):
             frames.append(buffer[at : at + length])
             at += length
-        return frames if at == size else []
+        if at != size:
+            return []
+        self.has_received = True
+        return frames
 
     def end(self) -> None:
         """End the connection at both ends; whoever waits at either finds that out."""

@@ -47,6 +47,8 @@ class Pending:
     sent_at: float = 0.0
     # What the client had received when this was sent: replies to earlier requests share the link with this one's.
     received_before: int = 0
+    # Whether only something else has asked for it so far.
+    is_reserved: bool = True
     reply: Reply | None = None
 
     @property

@@ -39,9 +39,10 @@ class TwoWays:
         on_end : callable
             Called with it when it has ended.
         """
-        self.lane, self._on_end = lane, on_end
         if lane is not None and not self._buffer:
             self._buffer = memoryview(bytearray(MAX_BYTES))
+        self.has_answered = False
+        self.lane, self._on_end = lane, on_end
 
     def poll(self, socket: OwnedSocket, timeout_ms: int) -> bool:
         """Wait for a message.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import socket
@@ -56,6 +57,47 @@ def test_the_longest_message_passes_and_a_longer_one_is_left_to_the_other_way() 
     assert near.is_open
     assert near.send([memoryview(longest)])
     assert taken(far) == [longest]
+
+
+def test_a_message_of_too_many_frames_is_left_to_the_other_way() -> None:
+    near, far = pair()
+    assert near.send([b"x"] * 255)
+    assert not near.send([b"x"] * 256)
+    assert near.is_open
+    assert taken(far) == [b"x"] * 255
+
+
+@pytest.mark.parametrize("number", [errno.EMSGSIZE, errno.ENOBUFS, errno.ENOMEM])
+def test_a_system_without_room_for_a_message_does_not_end_the_lane(number: int) -> None:
+    near, far = pair()
+
+    class Crowded:
+        def sendmsg(self, _frames: object) -> None:
+            raise OSError(number, "no room")
+
+    near._peer, peer = Crowded(), near._peer  # type: ignore[assignment]
+    assert not near.send([b"x"])
+    assert near.is_open
+    near._peer = peer
+    assert near.send([b"y"])
+    assert taken(far) == [b"y"]
+
+
+def test_any_other_error_ends_it_for_both() -> None:
+    near, far = pair()
+
+    class Broken:
+        def __init__(self, peer: socket.socket) -> None:
+            self.shutdown = peer.shutdown
+
+        def sendmsg(self, _frames: object) -> None:
+            raise OSError(errno.EIO, "broken")
+
+    near._peer = Broken(near._peer)  # type: ignore[assignment]
+    assert not near.send([b"x"])
+    assert not near.is_open
+    assert taken(far) is None
+    assert not far.is_open
 
 
 def test_a_full_lane_takes_nothing_more_and_loses_nothing() -> None:

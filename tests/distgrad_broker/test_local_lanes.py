@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from collections.abc import Callable, Iterator
@@ -212,12 +213,21 @@ def test_without_descriptors_nobody_gets_a_lane_and_the_others_go_on(monkeypatch
     with a_world() as world:
         lane = world.open()
         world.receive()
+        assert world.lanes._listener is not None
+        # As a forked child has it, which keeps it in the set of what is polled for.
+        copy = os.dup(world.lanes._listener.fileno())
         with monkeypatch.context() as patch:
             patch.setattr(lanes, "accept", accept)
             late = world.open()
             lane.send([pack(HEADER)])
             assert len(world.receive()) == 1
+        queued = lanes.connect(world.name)
+        assert queued is not None
+        lane.send([pack({**HEADER, "number": 3})])
+        assert len(world.receive()) == 1
+        os.close(copy)
         assert has_ended(late)
+        assert has_ended(queued)
         assert lanes.connect(world.name) is None
         lane.send([pack({**HEADER, "number": 2})])
         assert len(world.receive()) == 1

@@ -15,12 +15,18 @@ import numpy as np
 import pytest
 
 from distgrad import Admin, lanes
+from distgrad import client as client_module
+from distgrad.client import ControlClient
 from distgrad.lanes import Lane
+from distgrad.requests_sent import Pending
 from distgrad.wire import Gradient, pack
-from distgrad_broker import Broker
+from distgrad_broker import Broker, local_lanes
 from distgrad_broker.events import MessageRejected
 from distgrad_broker.local_lanes import LocalLanes
 from distgrad_worker import Worker
+from distgrad_worker.headers import Header
+from distgrad_worker.session import OPEN
+from support.broker_process import wait_until
 from support.durable_broker import DurableBroker
 from support.key_folders import make_key_folder
 from support.processes import Process
@@ -146,6 +152,54 @@ def test_a_new_lane_is_not_taken_for_the_one_before_it() -> None:
             # As whoever waits at the former one finds out.
             connection.driver.lane_ended(former)
             assert sender.lane is latter
+
+
+def test_a_gradient_that_waits_for_a_new_attempt_is_answered_where_it_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when the PUSH connection was lost: the former lane has ended when the gradient leaves at last."""
+    monkeypatch.setattr(client_module, "FIRST_RETRY_S", 3600.0)
+    with Broker(parameters=np.zeros(9, np.float32)) as broker, Worker(broker.address, timeout=5) as worker:
+        connection = worker._connection
+        for step in range(1, 20):
+            if step % 2:
+                with connection.lock:
+                    connection.session._begin_attempt()
+                    connection.driver.wake()
+            assert worker.push_pull(np.ones(9, np.float32)).version == step
+
+
+def test_a_broker_without_a_place_for_it_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each gradient would begin a new attempt, for the lane that the one before it has opened in vain."""
+    monkeypatch.setattr(local_lanes, "MAX_LANES", 0)
+    with Broker(parameters=np.zeros(9, np.float32)) as broker, Worker(broker.address) as worker:
+        for step in range(1, 20):
+            assert worker.push_pull(np.ones(9, np.float32)).version == step
+            wait_until(lambda: worker._connection.session.phase == OPEN)
+        assert worker._connection.session.attempt <= 2
+
+
+def test_a_reply_that_nothing_has_asked_for_is_soon_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    transmit = ControlClient._transmit
+
+    def note(client: ControlClient, *requests: Pending) -> None:
+        asked.extend(request.op for request in requests)
+        transmit(client, *requests)
+
+    with Broker(parameters=np.zeros(9, np.float32)) as broker, Worker(broker.address) as worker:
+        for _ in range(2):
+            worker.push_pull(np.ones(9, np.float32))
+        monkeypatch.setattr(Header, "frames", _without_asks(Header.frames))
+        monkeypatch.setattr(ControlClient, "_transmit", note)
+        socket_before = worker._connection.puller._socket
+        assert worker.push_pull(np.ones(9, np.float32)).version == 3
+        assert asked == ["get"]
+        assert worker._connection.puller._socket is socket_before
+
+
+def _without_asks(frames: Any) -> Any:
+    return lambda header, number, details, parts, _asks=None: frames(header, number, details, parts)
 
 
 def test_pushes_beside_it_come_in_order() -> None:

@@ -178,6 +178,7 @@ class Driver:
         except (zmq.Again, ConnectionResetError):
             # A connection that was refused for good takes nothing; a new attempt makes a new one.
             session.connection_lost()
+            self.wake()
         except BaseException:
             # Ctrl-C between two frames of a message: what follows on this socket would be taken for its rest.
             session.connection_lost()
@@ -194,8 +195,9 @@ class Driver:
         """
         with self._lock:
             if self.sender.lane is lane:
-                self.sender.lane = None
+                # Before it is forgotten: after a Ctrl-C in between nobody would find out.
                 self._session.connection_lost()
+                self.sender.lose_lane(lane)
                 self.wake()
 
     def wake(self) -> None:

@@ -186,9 +186,10 @@ class Puller:
         if session.window.sent < session.window.last:
             with connection.lock:
                 connection.driver.send_due()
-        if connection.puller.ways.lane is not connection.driver.sender.lane:
+        ways, sender = connection.puller.ways, connection.driver.sender
+        if ways.lane is not sender.lane or (push is not None and sender.may_open_lane(session)):
             with connection.puller.conversation(), connection.lock:
-                connection.puller.ways.use(connection.driver.sender.lane, connection.driver.lane_ended)
+                ways.use(sender.open_lane(session), connection.driver.lane_ended)
         try:
             fetched = fetch(
                 connection.puller,

@@ -39,7 +39,8 @@ class Sender:
     links : LinkMonitor or None
         Tells what becomes of the PUSH connection.
     lane : Lane or None
-        On which the broker answers what asks for an answer.
+        On which the broker answers what asks for an answer. Who waits for the answers opens it: the broker must know
+        of none that nobody looks at.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class Sender:
         self._raw: Any = None
         # The last number that went through PUSH.
         self._last_pushed = 0
+        # The session whose lane has brought nothing so far: if it ends, the broker has no place for another one.
+        self._tried: str | None = None
 
     @property
     def is_open(self) -> bool:
@@ -77,12 +80,69 @@ class Sender:
         self._push = sockets.gradient_client(self._context, endpoint, keys=self._keys)
         self.links = sockets.monitor(self._push)
         self._raw = self._push.raw()
-        if self._host is None or session.host != self._host:
-            return
-        lane = lanes.connect(session.lane)
-        header = {"v": wire.PROTOCOL_VERSION, "worker": session.worker_id, "session": session.name}
-        if lane is not None and lane.send([wire.pack(header)]):
-            self.lane = lane
+
+    def may_open_lane(self, session: Session) -> bool:
+        """Tell whether there is no lane, and one might be had.
+
+        Parameters
+        ----------
+        session : Session
+            Whose it would be.
+
+        Returns
+        -------
+        bool
+            Whether to call `open_lane`. Need not be asked under the lock.
+        """
+        return (
+            self._host is not None
+            and self.lane is None
+            and session.host == self._host
+            and session.name != self._tried
+            and self._raw is not None
+            and not session.must_reopen
+        )
+
+    def open_lane(self, session: Session) -> lanes.Lane | None:
+        """Open a lane if there may be one.
+
+        Parameters
+        ----------
+        session : Session
+            Whose it is.
+
+        Returns
+        -------
+        Lane or None
+            The present one; the caller looks at it from now on.
+        """
+        if self.may_open_lane(session):
+            self._tried = session.name
+            lane = lanes.connect(session.lane)
+            header = {"v": wire.PROTOCOL_VERSION, "worker": session.worker_id, "session": session.name}
+            if lane is not None and lane.send([wire.pack(header)]):
+                self.lane = lane
+        return self.lane
+
+    def lose_lane(self, lane: lanes.Lane) -> bool:
+        """Take note that a lane has ended.
+
+        Parameters
+        ----------
+        lane : Lane
+            Which.
+
+        Returns
+        -------
+        bool
+            Whether it was the present one, and not one that was closed here.
+        """
+        if self.lane is not lane:
+            return False
+        self.lane = None
+        if lane.has_received:
+            self._tried = None
+        return True
 
     def send(self, session: Session, entries: Sequence[Entry]) -> None:
         """Send gradients.
@@ -111,7 +171,7 @@ class Sender:
                 if lane.send(frames):
                     return
                 if not lane.is_open:
-                    self.lane = None
+                    self.lose_lane(lane)
                     raise ConnectionResetError
             self._last_pushed = entries[-1].number
             if len(frames) == 1:
@@ -122,6 +182,8 @@ class Sender:
     def close(self) -> None:
         """Close all; who reads the lane finds its end."""
         if self.lane is not None:
+            if self.lane.is_open:
+                self._tried = None
             self.lane.end()
             self.lane = None
         if self._push is not None:

@@ -169,6 +169,8 @@ def ask_again(state: CoreState, member: Member, gradient: Gradient, now: float) 
     if member.last_pull is None:
         return  # whoever waits for the reply asks for itself after a while
     last, wait_s = member.last_pull
+    if last.request_id is not None and gradient.asks is not None and gradient.asks <= last.request_id:
+        return  # its client has asked by itself since, and would lose that reply for one that it does not wait for
     waiter = Waiter(last.envelope, gradient.asks, last.client, now)
     waiter.data = last.data.behind(gradient.number)
     waiter.session = member.session

@@ -225,7 +225,8 @@ def test_a_pull_tells_nothing_beyond_a_refusal_that_a_heartbeat_has_to_tell() ->
 def last_pull(kit: Kit, **keys: Any) -> bytes:
     """Make the pull that gradients may ask for again, with the envelope and client of its replies."""
     wanted: dict[str, Any] = {"worker": "w", "session": kit.sessions["w"], "own": True, "wait_s": 5.0}
-    return kit.send("get", envelope=b"socket", client=b"c" * 16, id=1, have=LAYOUT.fingerprint, **{**wanted, **keys})
+    wanted |= {"client": b"c" * 16, "id": 1, "have": LAYOUT.fingerprint}
+    return kit.send("get", envelope=b"socket", **{**wanted, **keys})
 
 
 def test_a_gradient_may_ask_for_its_workers_last_pull_once_more() -> None:
@@ -295,3 +296,18 @@ def test_what_is_dropped_asks_for_nothing_and_a_new_session_has_no_last_pull() -
 
     assert len(kit.replies_to(pull)) == 1
     assert not kit.state.pulls
+
+
+def test_a_gradient_that_comes_after_its_client_has_asked_by_itself_takes_nothing_from_that() -> None:
+    """As after Ctrl-C: the gradient is sent later than the next pull, whose reply is the one that is waited for."""
+    kit = Kit()
+    kit.hello()
+    last_pull(kit)
+    pull = last_pull(kit, id=9, pushed=2)
+
+    kit.push(1, asks=8)
+    kit.push(2)
+    kit.work(2)
+
+    assert [reply.header["id"] for reply in kit.replies_to(pull)][-1] == 9
+    assert kit.replies_to(pull)[-1].header["version"] == 2

@@ -149,6 +149,7 @@ def serve(
         stack.callback(gradients.close)
         if authenticator is not None:
             authenticator.watch(control, gradients)
+        host = host_name()
         settings = CoreSettings(
             incarnation=incarnation,
             gradients=gradients.endpoint,
@@ -158,8 +159,8 @@ def serve(
             is_stopped=config.stopped,
             save_path=None if config.save is None else str(config.save),
             data=None if data is None else data.settings,
-            host=host_name(),
-            lane=lanes.new_name(),
+            host=host,
+            lane=None if host is None else lanes.new_name(),
         )
         versions = Versions(holder, None if settings.host is None else SharedArenas())
         slots = None if settings.host is None else SharedSlots()
@@ -180,7 +181,7 @@ def serve(
                 told.tell(line)
 
         local = None
-        if settings.host is not None and settings.lane is not None:
+        if settings.lane is not None:
             local = LocalLanes(settings.lane, gradient_channel, functools.partial(user_of, core.state))
             stack.callback(local.close)
         loop = Loop(core, ControlChannel(control, role_of), gradient_channel, authenticator, files, on_log, local)

@@ -122,7 +122,7 @@ class GradientChannel:
         Parameters
         ----------
         first : bytes or buffer
-            The header's frame; bytes if it is to be kept.
+            The header's frame, copied if it is to be kept and is no bytes.
         header : dict
             The header, of this protocol's version.
         parts : sequence of buffers
@@ -144,7 +144,7 @@ class GradientChannel:
         if gradients[0].slot is not None:
             self._slots.find(gradients[0])
         if self._keeps_frames:
-            frames = (first,) if len(gradients) == 1 else single_headers(gradients)
+            frames = (bytes(first),) if len(gradients) == 1 else single_headers(gradients)
             for gradient, own in zip(gradients, frames, strict=True):
                 gradient.frame = own
         return gradients

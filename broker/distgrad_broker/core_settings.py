@@ -57,7 +57,7 @@ class CoreSettings:
     host : str or None
         Names the host to workers that might share memory; None if they cannot.
     lane : str or None
-        Where they find lanes.
+        The name of the lanes that they find here; None if there are none.
     """
 
     incarnation: str

@@ -154,8 +154,7 @@ class LocalLanes:
         try:
             if not frames:
                 raise MalformedMessage("a message on a lane has no frames, or others than it says")
-            first = bytes(frames[0])
-            header = unpack(first)
+            header = unpack(frames[0])
             if not end.session:
                 self._greet(end, header)
                 return ()
@@ -168,7 +167,7 @@ class LocalLanes:
         if not self._channel.admits(end.user):
             return MessageRejected("forbidden")
         parts = [bytes(frame) for frame in frames[1:]]
-        gradients = self._channel.join(first, header, parts, sum(map(len, parts)), end.user)
+        gradients = self._channel.join(frames[0], header, parts, sum(map(len, parts)), end.user)
         if isinstance(gradients, MessageRejected):
             return gradients
         if gradients[0].session != end.session or gradients[0].worker != end.worker:

@@ -71,8 +71,6 @@ class SharedArenas:
         storage : Storage
             Its buffers.
         """
-        if not self._known:
-            return
         stamps = self._stamps(storage)
         for stamp in stamps:
             stamp[0] = 0
@@ -87,8 +85,6 @@ class SharedArenas:
         storage : Storage
             Its buffers.
         """
-        if not self._known:
-            return
         stamps = self._stamps(storage)
         if stamps:
             fence()
@@ -148,6 +144,8 @@ class SharedArenas:
 
     def _stamps(self, storage: Storage) -> list[NDArray[np.uint64]]:
         """Find the stamps of what updates write to; other arenas are the same in all versions."""
+        if not self._known:
+            return []
         trained = storage.arenas[: storage.layout.n_trainable_arenas]
         return [_stamp_of(arena) for arena in trained if self._find(arena) is not None]
 

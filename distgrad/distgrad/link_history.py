@@ -11,13 +11,29 @@ _CAUSES: dict[Link | None, tuple[str, str]] = {
     Link.ABSENT: ("nobody listens there", "is the broker running, and is this its control address?"),
     Link.LOST: ("the connection was lost", "is the broker still running?"),
     Link.REFUSED: ("the broker does not accept the key", "was it made for this broker, or revoked?"),
-    Link.NO_KEYS: ("one side has keys and the other has none: {}", "keys are given as keys= or --keys FILE"),
+    Link.NO_KEYS: ("one side has keys and the other has none", "keys are given as keys= or --keys FILE"),
     Link.UNFINISHED: (
         "the handshake was not finished",
         "is it a broker's control address, and do both sides have keys, this broker's, or neither?",
     ),
 }
 _DEFINITE = frozenset({Link.REFUSED, Link.NO_KEYS})
+
+
+def cause_of(link: Link | None) -> str:
+    """Say why a broker does not answer.
+
+    Parameters
+    ----------
+    link : Link or None
+        What happened to the connection last.
+
+    Returns
+    -------
+    str
+        A sentence without its end.
+    """
+    return _CAUSES.get(link, _SILENT)[0]
 
 
 class LinkHistory:
@@ -82,5 +98,5 @@ class LinkHistory:
         """
         cause, hint = _CAUSES.get(self._last, _SILENT)
         if self._last is Link.NO_KEYS:
-            cause = cause.format("only this client has them" if has_keys else "this client has none")
+            cause += ": only this client has them" if has_keys else ": this client has none"
         return cause, hint

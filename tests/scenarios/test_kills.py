@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import sys
-import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from support.durable_broker import DurableBroker
 from support.processes import Process
+from support.random_kills import kill_in_turns
 
 WORKERS = 8
 FLOATS = 1_000
@@ -68,8 +68,6 @@ def exact_sum(count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 def kill_at_random(tmp_path: Path, count: int, kills: int, seed: int, *options: str) -> None:
     """Run all workers to their end while brokers and workers are killed, and check the sum."""
-    chance = random.Random(seed)
-    moment = threading.Event()
     with ExitStack() as stack:
         broker = stack.enter_context(DurableBroker(tmp_path / "data", *options))
 
@@ -79,16 +77,7 @@ def kill_at_random(tmp_path: Path, count: int, kills: int, seed: int, *options: 
 
         workers = [begin(place) for place in range(WORKERS)]
         broker.wait_for_version(1)
-        for kill in range(2 * kills):
-            # At any moment: while a process starts, recovers, sends, writes.
-            moment.wait(chance.uniform(0.05, 0.6))
-            if kill % 2:
-                place = chance.randrange(WORKERS)
-                workers[place].kill()
-                workers[place] = begin(place)
-            else:
-                broker.kill()
-                broker.start()
+        kill_in_turns(broker, workers, begin, 2 * kills, seed)
         for worker in workers:
             worker.wait_for_line(rf"^flushed {count}$", timeout=240)
             assert worker.wait() == 0

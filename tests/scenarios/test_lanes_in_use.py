@@ -30,6 +30,7 @@ from support.broker_process import wait_until
 from support.durable_broker import DurableBroker
 from support.key_folders import make_key_folder
 from support.processes import Process
+from support.random_kills import kill_in_turns
 
 if sys.platform != "linux":
     pytest.skip("lanes are on Linux only", allow_module_level=True)
@@ -244,7 +245,6 @@ with Worker(control, worker_id=f"worker-{seed}", timeout=60) as worker:
 
 
 def kill_at_random(folder: Path, size: int, count: int, kills: int) -> None:
-    chance, moment = random.Random(kills), threading.Event()
     with ExitStack() as stack:
         broker = stack.enter_context(DurableBroker(folder / "data", "--workers-silent-after", "1"))
 
@@ -255,15 +255,7 @@ def kill_at_random(folder: Path, size: int, count: int, kills: int) -> None:
 
         workers = [begin(seed) for seed in range(2)]
         broker.wait_for_version(1)
-        for kill in range(kills):
-            moment.wait(chance.uniform(0.05, 0.5))
-            if kill % 2:
-                seed = chance.randrange(2)
-                workers[seed].kill()
-                workers[seed] = begin(seed)
-            else:
-                broker.kill()
-                broker.start()
+        kill_in_turns(broker, workers, begin, kills, seed=kills)
         for worker in workers:
             worker.wait_for_line(rf"^flushed {count}$", timeout=240)
             assert worker.wait() == 0, worker.output()

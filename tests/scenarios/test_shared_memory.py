@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import sys
-import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from distgrad_worker import Worker
 from distgrad_worker.slots import MIN_SLOTS, SHARED_BYTES
 from support.durable_broker import DurableBroker
 from support.processes import Process
+from support.random_kills import kill_in_turns
 
 if host_name() is None:
     pytest.skip("memory is shared on Linux only", allow_module_level=True)
@@ -67,7 +66,6 @@ def shared_names(pid: int) -> set[str]:
 
 
 def kill_at_random(tmp_path: Path, count: int, kills: int) -> None:
-    chance, moment = random.Random(kills), threading.Event()
     before = set(os.listdir("/dev/shm"))
     with ExitStack() as stack:
         broker = stack.enter_context(DurableBroker(tmp_path / "data", "--workers-silent-after", "1"))
@@ -78,15 +76,7 @@ def kill_at_random(tmp_path: Path, count: int, kills: int) -> None:
 
         workers = [begin(place) for place in range(WORKERS)]
         broker.wait_for_version(1)
-        for kill in range(2 * kills):
-            moment.wait(chance.uniform(0.05, 0.5))
-            if kill % 2:
-                place = chance.randrange(WORKERS)
-                workers[place].kill()
-                workers[place] = begin(place)
-            else:
-                broker.kill()
-                broker.start()
+        kill_in_turns(broker, workers, begin, 2 * kills, seed=kills)
         for worker in workers:
             worker.wait_for_line(rf"^flushed {count}$", timeout=240)
             assert worker.wait() == 0, worker.output()

@@ -23,11 +23,12 @@ from distgrad.errors import (
     GradientRefused,
     StateError,
 )
+from distgrad.link_history import cause_of
 from distgrad.quantities import checked_timeout
 from distgrad.sockets import Context, PeerKeys
 from distgrad.wire import MAX_ID_CHARACTERS
 from distgrad_worker.driver import Driver
-from distgrad_worker.patience import Patience, cause_of
+from distgrad_worker.patience import Patience
 from distgrad_worker.session import Session
 
 # A blocked call looks this often whether the broker still answers; Ctrl-C ends it at once anyway.

@@ -3,40 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
 from distgrad import log
-from distgrad.owned_sockets import Link
+from distgrad.link_history import cause_of
+from distgrad.sockets import Link
 
 _LOGGER = logging.getLogger(__name__)
 
 # A broker that is there answers within milliseconds; one that starts at the same time, within a second or two.
 TELL_S = 3.0
-
-_CAUSES: Mapping[Link | None, str] = {
-    None: "no connection came about",
-    Link.ABSENT: "nobody listens there",
-    Link.REFUSED: "the broker does not accept the key",
-    Link.NO_KEYS: "one side has keys and the other has none",
-    Link.LOST: "the connection was lost",
-    Link.UNFINISHED: "the handshake was not finished; is the key this broker's?",
-}
-
-
-def cause_of(link: Link | None) -> str:
-    """Say why a broker does not answer.
-
-    Parameters
-    ----------
-    link : Link or None
-        What happened to the connection last.
-
-    Returns
-    -------
-    str
-        A sentence without its end.
-    """
-    return _CAUSES.get(link, "the broker is silent")
 
 
 class Patience:

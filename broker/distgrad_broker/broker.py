@@ -256,6 +256,8 @@ class Broker:
         hooks: Any = None,
         **settings: Any,
     ) -> None:
+        if config is not None and not isinstance(config, BrokerConfig):
+            raise ConfigError(f"config must be a BrokerConfig, got {config!r:.80}; an address is control='tcp://…'")
         if isinstance(hooks, str):
             settings["hooks"], hooks = hooks, None
         self._hooks = hooks

@@ -28,6 +28,7 @@ from distgrad.durable.disk_events import CheckpointEnded, DiskTroubled, RecordsW
 from distgrad.durable.records import Record
 from distgrad.log import RateLimiter
 from distgrad.malloc import give_back
+from distgrad.spinning import Spinner
 from distgrad.wire import ASK_S, Gradient
 from distgrad_broker.authenticator import Authenticator
 from distgrad_broker.channels import ControlChannel, GradientChannel
@@ -185,10 +186,13 @@ class Loop:
             sockets.append(lanes_fd)
         for socket in sockets:
             poller.register(socket, zmq.POLLIN)
+        spinner = Spinner()
         handle = self._core.handle
         busy_since_drained = 0.0
         while time.monotonic() < self._ends_at:
-            ready = dict(poller.poll(self._timeout_ms()))
+            timeout_ms = self._timeout_ms()
+            has_lanes = self._lanes is not None and self._lanes.is_used
+            ready = dict(spinner.poll(poller.poll, timeout_ms) if has_lanes else poller.poll(timeout_ms))
             now = time.monotonic()
             if self._wake_read in ready:
                 self._take_inbox(now)

@@ -7,6 +7,7 @@ from typing import Any
 
 from distgrad.lanes import MAX_BYTES, Lane
 from distgrad.owned_sockets import OwnedSocket
+from distgrad.spinning import Spinner
 
 
 class TwoWays:
@@ -28,6 +29,7 @@ class TwoWays:
         self.has_answered = False
         self._on_end: Callable[[Lane], None] | None = None
         self._buffer = memoryview(b"")
+        self._spinner = Spinner()
 
     def use(self, lane: Lane | None, on_end: Callable[[Lane], None]) -> None:
         """Take another lane.
@@ -60,7 +62,7 @@ class TwoWays:
             Whether to `receive`.
         """
         socket.watch(None if self.lane is None else self.lane.fd)
-        return socket.poll(timeout_ms)
+        return socket.poll(timeout_ms) if self.lane is None else self._spinner.poll(socket.poll, timeout_ms)
 
     def receive(self, socket: OwnedSocket) -> Sequence[Any]:
         """Take a message.

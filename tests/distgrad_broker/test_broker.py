@@ -63,6 +63,7 @@ def test_a_rule_is_given_as_a_value_or_by_name(arguments: dict[str, Any], in_for
         ({"optimizer": "newton"}, "newton"),
         ({"lr": 0.1}, "--optimizer"),
         ({"mode": "sideways"}, "sideways"),
+        ({"config": "tcp://127.0.0.1:5555"}, "config must be a BrokerConfig, got 'tcp"),
     ],
 )
 def test_impossible_settings_are_refused_before_anything_starts(arguments: dict[str, Any], words: str) -> None:

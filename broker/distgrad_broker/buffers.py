@@ -33,7 +33,7 @@ class Buffers:
     Attributes
     ----------
     spares : list of Storage
-        Buffers that nobody reads, the one that was used longest ago first. They are kept: one given back to malloc
+        Buffers that nobody holds, the one that was used longest ago first. They are kept: one given back to malloc
         would be cut up for small messages, and the next one would need new memory.
     holds : dict of str to Hold
         Whoever reads in ranges, by token.
@@ -41,6 +41,9 @@ class Buffers:
         The tokens of holds that are never revoked.
     loans : Loans
         What ZeroMQ sends from.
+    copied : set of int
+        The ``id`` of each that somebody of this host may still copy from, who holds nothing: the time that this takes
+        is not known.
     returning : Storage or None
         A former version that nobody holds, but that ZeroMQ still sends from.
     """
@@ -52,6 +55,7 @@ class Buffers:
         self.holds: dict[str, Hold] = {}
         self.pinned: set[str] = set()
         self.loans = Loans()
+        self.copied: set[int] = set()
         self.returning: Storage | None = None
 
     @property
@@ -124,14 +128,23 @@ class Buffers:
                 occupied[id(lent)] = lent
         return occupied
 
-    def find_spare(self) -> Storage | None:
-        """Find or make a buffer for the next version.
+    def take_spare(self) -> Storage | None:
+        """Take a buffer for the next version.
 
         Returns
         -------
         Storage or None
             None lets it be made in place.
         """
+        if not self.spares:
+            return self._find_spare()
+        # The one used last is in the processor's cache; but whoever copies needs time, of which the one used longest
+        # ago has had the most.
+        spare = self.spares.pop(0 if self.copied.intersection(map(id, self.spares)) else -1)
+        self.copied.discard(id(spare))
+        return spare
+
+    def _find_spare(self) -> Storage | None:
         occupied = self.occupied()
         if self.returning is not None and id(self.returning) not in occupied:
             self.spares.append(self.returning)

@@ -282,6 +282,8 @@ def _serve(state: CoreState, key: Any, waiter: Waiter, now: float) -> None:
         state.pulls.pop(key, None)
         sends_layout = wanted.have != layout.fingerprint
         token = None if wanted.lessee is None else leasing.lease(state, wanted.lessee, now)
+        if token is None:
+            state.versions.expect_copy()
         answer = {**_UNCHANGED, "unchanged": False, "layout": sends_layout, "places": places, "token": token}
         answer |= _settled(state, wanted)
         state.answer(waiter, answer, [layout.to_frame(), *small] if sends_layout else small)

@@ -157,8 +157,7 @@ class Versions:
         return decode(layout, gradient.encoding, gradient.parts, gradient.size)
 
     def _apply(self, apply: Callable[[Storage | None], Storage | None]) -> None:
-        # The one that was used longest ago: whoever still copies from it has had the most time.
-        spare = self._buffers.spares.pop(0) if self._buffers.spares else self._buffers.find_spare()
+        spare = self._buffers.take_spare()
         target = self.holder.storage if spare is None else spare
         if self._shared is not None and target is not None:
             self._shared.begin(target)
@@ -190,7 +189,7 @@ class Versions:
             self._shared.end(self.holder.storage)
 
     def share(self) -> tuple[list[list[Any] | None], list[Any]] | None:
-        """Tell processes of this host where the current version is; see `lease`.
+        """Tell processes of this host where the current version is; see `lease` and `expect_copy`.
 
         Returns
         -------
@@ -209,6 +208,10 @@ class Versions:
             self._buffers.spares.append(self.holder.new_spare(self.empty))
         small = [arena.tobytes() for arena, place in zip(storage.arenas, places, strict=True) if place is None]
         return places, small
+
+    def expect_copy(self) -> None:
+        """Note that somebody of this host copies the current version from where it is, and holds nothing."""
+        self._buffers.copied.add(id(self._current()[1]))
 
     def lease(self, now: float) -> Hold | None:
         """Hold the current version for somebody who reads it where it is.
@@ -377,6 +380,7 @@ class Versions:
 
     def _drop_readers(self) -> None:
         self._buffers.spares, self._buffers.returning = [], None
+        self._buffers.copied.clear()
         self._generation += 1
         for token in [token for token in self._buffers.holds if token not in self._buffers.pinned]:
             del self._buffers.holds[token]

@@ -85,6 +85,7 @@ def test_a_place_that_was_told_before_its_buffer_was_used_again_is_refused() -> 
     versions.apply(gradient_of(1.0))
     shared = versions.share()
     assert shared is not None
+    versions.expect_copy()
 
     for _ in range(MAX_BUFFERS - 1):  # the other buffers
         versions.apply(gradient_of(1.0))
@@ -92,6 +93,24 @@ def test_a_place_that_was_told_before_its_buffer_was_used_again_is_refused() -> 
     versions.apply(gradient_of(1.0))
 
     assert not reading.copy(*shared, arenas())
+
+
+def test_while_nobody_copies_two_buffers_take_turns_and_stay_in_the_cache() -> None:
+    versions = new_versions()
+    versions.apply(gradient_of(1.0))
+    used = set()
+    for _ in range(2 * MAX_BUFFERS):
+        assert versions.share() is not None  # a third one is there
+        versions.apply(gradient_of(1.0))
+        used.add(id(versions.holder.storage))
+
+    assert len(used) == 2
+
+    versions.expect_copy()
+    for _ in range(2 * MAX_BUFFERS):
+        versions.apply(gradient_of(1.0))
+        used.add(id(versions.holder.storage))
+    assert len(used) == MAX_BUFFERS
 
 
 def test_what_is_copied_while_updates_go_on_is_one_version_or_known_not_to_be() -> None:
@@ -111,6 +130,7 @@ def test_what_is_copied_while_updates_go_on_is_one_version_or_known_not_to_be() 
         while whole < 300:
             with lock:
                 shared = versions.share()
+                versions.expect_copy()
             assert shared is not None
             if reading.copy(*shared, out):
                 whole += 1

@@ -1,7 +1,7 @@
 """The buffers that versions of the parameters lie in: who reads which, and which one may be written to next.
 
-There are at most `MAX_BUFFERS`, however many readers there are and however slow (PROTOCOL 14): the current version, and
-two more, each a spare or a former version that somebody still reads.
+There are at most `most_buffers`, however many readers there are and however slow (PROTOCOL 14): the current version,
+and more, each a spare or a former version that somebody still reads.
 """
 
 from __future__ import annotations
@@ -16,8 +16,25 @@ from distgrad.storage import Storage
 from distgrad_broker.holds import Hold
 from distgrad_broker.loans import Loans
 
-MAX_BUFFERS = 3
-MAX_HELD = 2
+# Of large parameters. Of small ones each of a few workers may compute on a version of its own.
+N_BUFFERS = 3
+SMALL_BYTES, N_SMALL_BUFFERS = 64 << 20, 10
+
+
+def most_buffers(parameter_bytes: int) -> int:
+    """Tell how many versions may be in memory.
+
+    Parameters
+    ----------
+    parameter_bytes : int
+        Of one.
+
+    Returns
+    -------
+    int
+        3, or up to 10 if they take no more than 64 MiB. One less may be read at a time.
+    """
+    return max(N_BUFFERS, min(N_SMALL_BUFFERS, SMALL_BYTES // max(1, parameter_bytes)))
 
 
 class Buffers:
@@ -106,7 +123,7 @@ class Buffers:
             False if it would be one too many that is read.
         """
         occupied = self.occupied()
-        return id(storage) in occupied or len(occupied) < MAX_HELD
+        return id(storage) in occupied or len(occupied) < self._most() - 1
 
     def occupied(self) -> dict[int, Storage]:
         """Find the versions that must not be written to: somebody reads them, or ZeroMQ does.
@@ -153,5 +170,9 @@ class Buffers:
             return self.spares.pop()
         is_current_read = id(self._holder.storage) in occupied
         buffers = len(occupied) + (not is_current_read)
-        # Only the file thread's hold, which nobody refuses, can make the current version a third one that is read.
-        return self._holder.new_spare(self._empty) if buffers < MAX_BUFFERS or is_current_read else None
+        # Only the file thread's hold, which nobody refuses, can make the current version one too many that is read.
+        return self._holder.new_spare(self._empty) if buffers < self._most() or is_current_read else None
+
+    def _most(self) -> int:
+        layout = self._holder.layout
+        return N_BUFFERS if layout is None else most_buffers(layout.parameter_bytes)

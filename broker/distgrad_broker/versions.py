@@ -1,9 +1,9 @@
 """Versions of the parameters: an update writes the next one beside the current one, readers hold what they read.
 
-There are at most three versions in memory (`buffers`). An update never waits for a reader. Where the two others are
-being read it is made in place: nobody reads the current one then, because
+There are a few versions at most in memory, three of large parameters (`buffers`). An update never waits for a reader.
+Where all others are being read it is made in place: nobody reads the current one then, because
 
-- at most two different versions are read at a time; who would begin on one more has to wait (`Versions.open`
+- one version less than there may be is read at a time; who would begin on one more has to wait (`Versions.open`
   gives None), and then begins together with all others who waited, on the version that is then current;
 - whoever makes others wait for too long loses its hold (`Versions.relieve`): a reader that went quiet first, else the
   one that has read least, so that whoever is furthest on always finishes.
@@ -23,7 +23,7 @@ from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad.storage import Storage
 from distgrad.wire import PART_BYTES, RANGE_PARTS, Gradient
-from distgrad_broker.buffers import MAX_BUFFERS, Buffers
+from distgrad_broker.buffers import N_BUFFERS, Buffers
 from distgrad_broker.holds import MAX_READERS, QUIET_S, SERVED_PARTS, Hold, Range, least_worth_keeping
 from distgrad_broker.shared_versions import MIN_BYTES, SharedArenas
 
@@ -202,7 +202,7 @@ class Versions:
             return None
         while (
             self._buffers.spares
-            and 1 + len(self._buffers.spares) + (self._buffers.returning is not None) + self.held < MAX_BUFFERS
+            and 1 + len(self._buffers.spares) + (self._buffers.returning is not None) + self.held < N_BUFFERS
         ):
             # A third buffer gives readers the time of one more update.
             self._buffers.spares.append(self.holder.new_spare(self.empty))

@@ -18,8 +18,8 @@ from distgrad.shared_pages import Unavailable, address_of, attach, fence, host_n
 
 # Before each arena, a page of its own: the first 8 bytes are the stamp.
 STAMP_BYTES = 4096
-# Buffers that stay mapped: three versions of an arena for each dtype, and a few of a former layout.
-_MAX_MAPPED = 16
+# Buffers that stay mapped: ten versions of an arena for each of three dtypes, or a few of a former layout.
+_MAX_MAPPED = 32
 
 
 class Lease:

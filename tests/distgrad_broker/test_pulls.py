@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distgrad.layout import Layout
-from distgrad_broker.buffers import MAX_BUFFERS
+from distgrad_broker.buffers import N_BUFFERS
 from distgrad_broker.holds import SERVED_PARTS
 from support.core_kit import LAYOUT, OTHER, Kit, frames_of
 
@@ -142,7 +142,7 @@ def test_twenty_who_follow_a_large_model_hold_one_version_of_it_while_updates_go
 
     held = {id(hold.storage) for hold in versions._buffers.holds.values()}
     assert (len(versions._buffers.holds), len(held), versions.held, versions.version) == (20, 1, 1, 6)
-    assert len(held | {id(storage) for storage in (versions.holder.storage, *versions._buffers.spares)}) <= MAX_BUFFERS
+    assert len(held | {id(storage) for storage in (versions.holder.storage, *versions._buffers.spares)}) <= N_BUFFERS
     for reply in begun:
         assert reply.header["version"] == 1
         first = len(reply.frames)

@@ -15,7 +15,7 @@ from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad.shared_reading import SharedReading
 from distgrad.wire import Gradient
-from distgrad_broker.buffers import MAX_BUFFERS
+from distgrad_broker.buffers import N_BUFFERS
 from distgrad_broker.shared_versions import MIN_BYTES, SharedArenas
 from distgrad_broker.versions import Versions
 
@@ -87,7 +87,7 @@ def test_a_place_that_was_told_before_its_buffer_was_used_again_is_refused() -> 
     assert shared is not None
     versions.expect_copy()
 
-    for _ in range(MAX_BUFFERS - 1):  # the other buffers
+    for _ in range(N_BUFFERS - 1):  # the other buffers
         versions.apply(gradient_of(1.0))
         assert reading.copy(*shared, arenas())
     versions.apply(gradient_of(1.0))
@@ -99,7 +99,7 @@ def test_while_nobody_copies_two_buffers_take_turns_and_stay_in_the_cache() -> N
     versions = new_versions()
     versions.apply(gradient_of(1.0))
     used = set()
-    for _ in range(2 * MAX_BUFFERS):
+    for _ in range(2 * N_BUFFERS):
         assert versions.share() is not None  # a third one is there
         versions.apply(gradient_of(1.0))
         used.add(id(versions.holder.storage))
@@ -107,10 +107,10 @@ def test_while_nobody_copies_two_buffers_take_turns_and_stay_in_the_cache() -> N
     assert len(used) == 2
 
     versions.expect_copy()
-    for _ in range(2 * MAX_BUFFERS):
+    for _ in range(2 * N_BUFFERS):
         versions.apply(gradient_of(1.0))
         used.add(id(versions.holder.storage))
-    assert len(used) == MAX_BUFFERS
+    assert len(used) == N_BUFFERS
 
 
 def test_what_is_copied_while_updates_go_on_is_one_version_or_known_not_to_be() -> None:
@@ -157,7 +157,7 @@ def test_buffers_stay_as_few_as_they_are_and_are_given_back() -> None:
         versions.apply(gradient_of(1.0))
         assert read(versions, reading) is not None
     # Of the float32 arena each version has one, all have the same integers; each is mapped here twice.
-    assert mappings() - before <= 2 * (MAX_BUFFERS + 1)
+    assert mappings() - before <= 2 * (N_BUFFERS + 1)
 
     del versions, reading
     gc.collect()

@@ -11,11 +11,12 @@ from distgrad.errors import GradientRefused
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad.wire import PART_BYTES
-from distgrad_broker.buffers import MAX_BUFFERS, MAX_HELD
+from distgrad_broker.buffers import N_BUFFERS, most_buffers
 from distgrad_broker.holds import MAX_READERS, QUIET_S, SERVED_PARTS
 from distgrad_broker.versions import LENT_BYTES, Versions
 from support.core_kit import Kit
 
+MAX_HELD = N_BUFFERS - 1
 LARGE = Layout.of({"n": np.zeros(1, np.int64), "w": np.zeros(5 << 20, np.float32)})
 
 
@@ -78,6 +79,17 @@ def test_without_readers_two_buffers_take_turns() -> None:
     assert pool.buffers() == 2
 
 
+def test_small_parameters_may_have_more_versions_in_as_little_memory() -> None:
+    assert [most_buffers(n_bytes) for n_bytes in (0, 1, 4 << 20, 16 << 20, 25 << 20, 100 << 20)] == [
+        10,
+        10,
+        10,
+        4,
+        3,
+        3,
+    ]
+
+
 def test_a_refused_gradient_leaves_version_and_spare_as_they_were() -> None:
     pool = Pool()
     pool.update()
@@ -108,7 +120,7 @@ def test_many_slow_readers_hold_few_versions_and_delay_no_update() -> None:
 
     assert pool.versions.version == 3 * MAX_HELD
     assert pool.versions.held == MAX_HELD
-    assert pool.buffers() == MAX_BUFFERS
+    assert pool.buffers() == N_BUFFERS
     assert [token is not None for token in tokens] == [True] * MAX_HELD + [False] * 2 * MAX_HELD
     assert [pool.rest(token) for token in tokens[:MAX_HELD] if token] == [0.0, -1.0]
 
@@ -154,7 +166,7 @@ def test_readers_of_one_version_share_it() -> None:
     pool.update(3)
 
     assert pool.versions.held == 1
-    assert pool.buffers() == MAX_BUFFERS
+    assert pool.buffers() == N_BUFFERS
     assert {pool.rest(token) for token in tokens} == {0.0}
 
 
@@ -172,7 +184,7 @@ def test_what_is_lent_is_not_written_to_and_only_one_version_is_lent() -> None:
     pool.update(3)
 
     assert {value for part in lent.parts[1:] for value in np.frombuffer(part, np.float32)[:: 1 << 16]} == {0.0}
-    assert pool.buffers() <= MAX_BUFFERS
+    assert pool.buffers() <= N_BUFFERS
     del lent, copied
     again = pool.versions.open(0.0)
     assert again is not None

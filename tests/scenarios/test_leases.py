@@ -14,13 +14,14 @@ from distgrad.client import ControlClient
 from distgrad.errors import SnapshotRevoked
 from distgrad.shared_pages import host_name
 from distgrad_broker import Broker
-from distgrad_broker.buffers import MAX_HELD
+from distgrad_broker.buffers import most_buffers
 from distgrad_worker import Snapshot, Worker
 
 if host_name() is None:
     pytest.skip("memory is shared on Linux only", allow_module_level=True)
 
 SIZE = 1 << 17
+MAX_HELD = most_buffers(4 * SIZE) - 1
 GRADIENT = {"w": np.ones(SIZE, np.float32)}
 
 

@@ -16,7 +16,7 @@ import zmq
 
 from distgrad import Admin, wire
 from distgrad.client import ControlClient
-from distgrad_broker.buffers import MAX_HELD
+from distgrad_broker.buffers import N_BUFFERS
 from distgrad_worker import Worker
 from support.broker_process import queue_up
 from support.processes import Process
@@ -24,6 +24,7 @@ from support.processes import Process
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 MIB = 1 << 20
+MAX_HELD = N_BUFFERS - 1
 FOLLOWING = """
 import sys
 from distgrad import Reader

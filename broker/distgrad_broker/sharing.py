@@ -30,8 +30,8 @@ def share(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
     Raises
     ------
     RequestError
-        ``unavailable`` if the broker cannot attach to the slot, ``no_parameters``, or if the session is not the current
-        one.
+        ``unavailable`` if the broker cannot attach to the slot, ``crowded`` if one is as much as there is room for,
+        ``no_parameters``, or if the session is not the current one.
     MalformedMessage
         If a key is missing or has an impossible value.
     """
@@ -42,6 +42,9 @@ def share(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
         raise RequestError("no_parameters", "no parameters were set yet; there is nothing to share")
     if slots is None or layout.fingerprint != request.header.get("fingerprint"):
         raise RequestError("unavailable" if slots is None else "layout", "no slot of this layout can be shared")
+    if state.grants.uses_turns and slot not in member.slots and member.slots:
+        # The queue has no room for one gradient of each worker; memory that is shared counts as the queue's.
+        raise RequestError("crowded", "one slot for each worker is as much as the queue's bytes allow; send this one")
     try:
         member.slots = slots.attach(member.worker, member.session, slot, request.header.get("address"), layout)
     except Unavailable as error:

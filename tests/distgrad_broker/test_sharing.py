@@ -123,6 +123,17 @@ def test_what_cannot_be_shared_is_refused_and_changes_nothing(
     assert kit.member().slots == [0]
 
 
+def test_where_grants_are_turns_each_worker_shares_one_slot(kit: SharingKit) -> None:
+    kit.state.grants.uses_turns = True
+    assert kit.share(0)["slots"] == [0]
+
+    assert kit.share(1)["error"] == "crowded"
+    assert kit.share(0)["slots"] == [0], "told once more, after a lost reply"
+
+    kit.state.grants.uses_turns = False
+    assert kit.share(1)["slots"] == [0, 1]
+
+
 def test_a_broker_that_shares_nothing_says_so() -> None:
     kit = SharingKit()
     kit.state.slots = None

@@ -33,6 +33,35 @@ def test_slots_that_are_being_filled_do_not_count() -> None:
     assert own.take(LARGE, 0, 0, shares=False) is None
 
 
+def test_where_there_is_no_room_for_more_the_one_that_is_known_is_waited_for() -> None:
+    own = Slots()
+    first, second = own.take(LARGE, 0, 0, shares=False), own.take(LARGE, 0, 0, shares=False)
+    assert first is not None
+    assert second is not None
+    first.keep(1)
+
+    assert own.crowd(second), "the first will be free again"
+
+    assert own.take(LARGE, 0, slot_bytes(LARGE), shares=False) is None
+    again = own.take(LARGE, 1, slot_bytes(LARGE), shares=False)
+    assert again is not None
+    assert again.memory is first.memory
+    again.keep(2)
+    assert own.take(LARGE, 1, 2 * slot_bytes(LARGE), shares=False) is not None, "now there is room"
+
+
+def test_a_slot_for_which_there_is_no_room_is_kept_where_nothing_can_be_waited_for() -> None:
+    own = Slots()
+    first, second = own.take(LARGE, 0, 0, shares=True), own.take(LARGE, 0, 0, shares=True)
+    assert first is not None
+    assert second is not None
+
+    assert not own.crowd(second), "the caller has the first in hand"
+
+    assert second.memory.pages is None
+    assert second.memory.parts
+
+
 def test_a_gradient_is_shown_in_containers_of_the_callers_own() -> None:
     slot = Slots().take(LARGE, 0, 0, shares=False)
     assert slot is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,32 @@ def test_slots_within_slots_are_refused_before_they_wait_for_ever() -> None:
         with pytest.raises(StateError, match="with-block"):
             stack.enter_context(worker.slot())
         worker.flush()
+
+
+def test_where_the_queue_has_no_room_for_one_of_each_workers_share_one_slot_and_go_on() -> None:
+    floats, count = 8 << 20, 12
+    with ExitStack() as stack:
+        broker = stack.enter_context(Broker(queue_bytes=floats * 4 * 3 // 2))
+        workers = [stack.enter_context(Worker(broker.address)) for _ in range(3)]
+        for worker in workers:
+            worker.initialize({"w": np.zeros(floats, np.float32)})
+
+        def push(worker: Worker) -> None:
+            for _ in range(count):
+                with worker.slot() as gradients:
+                    gradients["w"][:] = 1
+            with worker.slot() as gradients, worker.slot() as others:  # the second one is sent
+                gradients["w"][:] = others["w"][:] = 1
+            worker.flush()
+
+        threads = [threading.Thread(target=push, args=(worker,)) for worker in workers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        assert (workers[0].pull().parameters["w"] == -3 * (count + 2)).all()
+        assert [len(worker._connection.session.shared) for worker in workers] == [1, 1, 1]
 
 
 def test_small_gradients_and_workers_elsewhere_use_slots_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

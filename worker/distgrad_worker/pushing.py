@@ -20,7 +20,7 @@ from distgrad.wire import State
 from distgrad_worker.connection import Connection
 from distgrad_worker.headers import Header, checked_details
 from distgrad_worker.pulling import Puller
-from distgrad_worker.slots import SHARED_BYTES, SlotMemory, Slots, Taken
+from distgrad_worker.slots import SHARED_BYTES, Slots, Taken
 
 
 class Pusher:
@@ -157,6 +157,27 @@ class Pusher:
         BrokerUnreachable
             If nothing is settled in time.
         """
+        while True:
+            slot = self._take(layout)
+            if slot.memory.pages is None or slot.memory.index in self._connection.session.shared or not self._shares:
+                return slot
+            try:
+                if self._share(slot):
+                    return slot
+            except BaseException:
+                slot.give_back()
+                raise
+
+    def close(self) -> None:
+        """Let go of the slots; what is unsettled keeps those that it lies in."""
+        self._slots = Slots()
+
+    @property
+    def _shares(self) -> bool:
+        session = self._connection.session
+        return self._host is not None and session.host == self._host and session.name != self._refused
+
+    def _take(self, layout: Layout) -> Taken:
         connection, slots = self._connection, self._slots
         session, driver = connection.session, connection.driver
         window = session.window
@@ -182,44 +203,37 @@ class Pusher:
                 finally:
                     session.awaited.remove(first)
             assert slot is not None  # waited for
-        if slot.memory.pages is not None and slot.memory.index not in session.shared and self._shares:
-            try:
-                self._share(slot.memory)
-            except BaseException:
-                slot.give_back()
-                raise
         return slot
 
-    def close(self) -> None:
-        """Let go of the slots; what is unsettled keeps those that it lies in."""
-        self._slots = Slots()
+    def _share(self, slot: Taken) -> bool:
+        """Tell the broker of a slot; if it cannot attach to it, what lies in it goes through sockets.
 
-    @property
-    def _shares(self) -> bool:
+        Returns False if the slot was given back instead, because the broker has no room for it.
+        """
         session = self._connection.session
-        return self._host is not None and session.host == self._host and session.name != self._refused
-
-    def _share(self, slot: SlotMemory) -> None:
-        """Tell the broker of a slot; if it cannot attach to it, everything goes through sockets as if nothing were."""
-        session = self._connection.session
-        assert slot.pages is not None  # the caller has looked
+        pages = slot.memory.pages
+        assert pages is not None  # the caller has looked
         name, layout = session.name, session.layout
         try:
             self._connection.puller.request(
                 "share",
                 worker=session.worker_id,
                 session=name,
-                slot=slot.index,
-                address=list(slot.pages.address),
+                slot=slot.memory.index,
+                address=list(pages.address),
                 fingerprint=None if layout is None else layout.fingerprint,
             )
         except ControlError as error:
+            if error.code == "crowded":
+                with self._connection.lock:
+                    return not self._slots.crowd(slot)
             if error.code == "unavailable":
                 self._refused = name
-            return
+            return True
         with self._connection.lock:
             if session.name == name:
-                session.shared.add(slot.index)
+                session.shared.add(slot.memory.index)
+        return True
 
     def _queue(
         self,

@@ -159,6 +159,7 @@ class Slots:
         self._layout: Layout | None = None
         self._slots: list[SlotMemory] = []
         self._made = 0
+        self._is_crowded = False
 
     def take(self, layout: Layout, settled: int, grant: int, *, shares: bool) -> Taken | None:
         """Take a slot that is free, or make one.
@@ -188,14 +189,39 @@ class Slots:
             if not slot.is_taken and slot.number <= settled:
                 return slot.take()
         size = max(slot_bytes(layout), 1)
+        self._is_crowded = self._is_crowded and grant < 2 * size
         # As many as may be on the way, and one to fill; what callers hold besides is their own affair.
-        useful = max(1, grant // size) + 1 + sum(slot.is_taken for slot in self._slots)
+        useful = 1 if self._is_crowded else max(1, grant // size) + 1
+        useful += sum(slot.is_taken for slot in self._slots)
         if len(self._slots) >= min(useful, max(MIN_SLOTS, min(MAX_SLOTS, _SLOTS_BYTES // size))):
             return None
         slot = SlotMemory(self._made, layout, shares=shares)
         self._made += 1
         self._slots.append(slot)
         return slot.take()
+
+    def crowd(self, taken: Taken) -> bool:
+        """Take note that the broker has no room for a slot, so its like are not made until there is.
+
+        Parameters
+        ----------
+        taken : Taken
+            The slot.
+
+        Returns
+        -------
+        bool
+            Whether it was given back, to take another one. Else that could be waited for in vain, and what lies in
+            this one is sent.
+        """
+        self._is_crowded = True
+        slot = taken.memory
+        if all(other.is_taken for other in self._slots):
+            slot.pages = None
+            return False
+        taken.give_back()
+        self._slots.remove(slot)
+        return True
 
     @property
     def is_waiting_in_vain(self) -> bool:

@@ -158,8 +158,7 @@ class Buffers:
         # The one used last is in the processor's cache; but whoever copies needs time, of which the one used longest
         # ago has had the most.
         spare = self.spares.pop(0 if self.copied.intersection(map(id, self.spares)) else -1)
-        self.copied.discard(id(spare))
-        return spare
+        return self._to_be_written(spare)
 
     def _find_spare(self) -> Storage | None:
         occupied = self.occupied()
@@ -167,11 +166,15 @@ class Buffers:
             self.spares.append(self.returning)
             self.returning = None
         if self.spares:
-            return self.spares.pop()
+            return self._to_be_written(self.spares.pop())
         is_current_read = id(self._holder.storage) in occupied
         buffers = len(occupied) + (not is_current_read)
         # Only the file thread's hold, which nobody refuses, can make the current version one too many that is read.
         return self._holder.new_spare(self._empty) if buffers < self._most() or is_current_read else None
+
+    def _to_be_written(self, spare: Storage) -> Storage:
+        self.copied.discard(id(spare))
+        return spare
 
     def _most(self) -> int:
         layout = self._holder.layout

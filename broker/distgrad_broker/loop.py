@@ -186,13 +186,14 @@ class Loop:
             sockets.append(lanes_fd)
         for socket in sockets:
             poller.register(socket, zmq.POLLIN)
-        spinner = Spinner()
+        spinner, spins = Spinner(), False
         handle = self._core.handle
         busy_since_drained = 0.0
         while time.monotonic() < self._ends_at:
             timeout_ms = self._timeout_ms()
-            has_lanes = self._lanes is not None and self._lanes.is_used
-            ready = dict(spinner.poll(poller.poll, timeout_ms) if has_lanes else poller.poll(timeout_ms))
+            ready = dict(spinner.poll(poller.poll, timeout_ms) if spins else poller.poll(timeout_ms))
+            # ZeroMQ's threads would have to share their processors with one that looks for their messages.
+            spins = lanes_fd in ready if ready else spins
             now = time.monotonic()
             if self._wake_read in ready:
                 self._take_inbox(now)

@@ -67,6 +67,24 @@ class SharedSlots:
         self._slots[worker] = (key, slots)
         return sorted(slots)
 
+    def known(self, worker: str, session: str, layout: Layout) -> set[int]:
+        """Name the slots of one layout that the broker is attached to.
+
+        Parameters
+        ----------
+        worker, session : str
+            Whose they are.
+        layout : Layout
+            Of the gradients in them.
+
+        Returns
+        -------
+        set of int
+            Their names.
+        """
+        key, slots = self._slots.get(worker, (None, {}))
+        return set(slots) if key == (session, layout.fingerprint) else set()
+
     def forget(self, worker: str) -> None:
         """Detach from a worker's slots; what is queued keeps those that it lies in.
 

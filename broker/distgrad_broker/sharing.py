@@ -42,9 +42,9 @@ def share(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
         raise RequestError("no_parameters", "no parameters were set yet; there is nothing to share")
     if slots is None or layout.fingerprint != request.header.get("fingerprint"):
         raise RequestError("unavailable" if slots is None else "layout", "no slot of this layout can be shared")
-    if state.grants.uses_turns and slot not in member.slots and member.slots:
-        # The queue has no room for one gradient of each worker; memory that is shared counts as the queue's.
-        raise RequestError("crowded", "one slot for each worker is as much as the queue's bytes allow; send this one")
+    if state.grants.uses_turns and slots.known(member.worker, member.session, layout) - {slot}:
+        # Memory that is shared counts as the queue's, which has no room for a gradient of each worker as it is.
+        raise RequestError("crowded", "the queue's bytes allow no second slot of a worker; use the first, or send")
     try:
         member.slots = slots.attach(member.worker, member.session, slot, request.header.get("address"), layout)
     except Unavailable as error:

@@ -165,7 +165,7 @@ class Versions:
             former = apply(spare)
         except GradientRefused:
             if spare is not None:
-                self._buffers.spares.append(spare)
+                self._buffers.spares.insert(0, spare)
             raise
         finally:
             if self._shared is not None and target is not None:
@@ -205,7 +205,7 @@ class Versions:
             and 1 + len(self._buffers.spares) + (self._buffers.returning is not None) + self.held < N_BUFFERS
         ):
             # A third buffer gives readers the time of one more update.
-            self._buffers.spares.append(self.holder.new_spare(self.empty))
+            self._buffers.spares.insert(0, self.holder.new_spare(self.empty))
         small = [arena.tobytes() for arena, place in zip(storage.arenas, places, strict=True) if place is None]
         return places, small
 

@@ -18,8 +18,8 @@ from distgrad.shared_pages import Unavailable, address_of, attach, fence, host_n
 
 # Before each arena, a page of its own: the first 8 bytes are the stamp.
 STAMP_BYTES = 4096
-# Buffers that stay mapped: ten versions of an arena for each of three dtypes, or a few of a former layout.
-_MAX_MAPPED = 32
+# Buffers that stay mapped: three versions of an arena for each dtype, and a few of a former layout; of small ones ten.
+_MAX_MAPPED, _MAX_SMALL, _SMALL_BYTES = 16, 32, 64 << 20
 
 
 class Lease:
@@ -63,6 +63,7 @@ class SharedReading:
     def __init__(self) -> None:
         self.host = host_name()
         self._mapped: OrderedDict[str, NDArray[np.uint8]] = OrderedDict()
+        self._mapped_bytes = 0
 
     def copy(self, places: Any, small: Sequence[Any], arenas: Sequence[NDArray[Any]]) -> bool:
         """Copy a version.
@@ -144,8 +145,9 @@ class SharedReading:
         pages = self._mapped.get(address.name)
         if pages is None:
             pages = self._mapped[address.name] = attach(address, writes=False)
-            if len(self._mapped) > _MAX_MAPPED:
-                self._mapped.popitem(last=False)
+            self._mapped_bytes += pages.nbytes
+            while len(self._mapped) > (_MAX_SMALL if self._mapped_bytes <= _SMALL_BYTES else _MAX_MAPPED):
+                self._mapped_bytes -= self._mapped.popitem(last=False)[1].nbytes
         else:
             self._mapped.move_to_end(address.name)
         return pages

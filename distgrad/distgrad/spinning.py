@@ -24,15 +24,19 @@ ALONE_S = 2e-5
 # A worker or broker on the same processor lets go of it in less than this. Who computes does not: then there is a
 # pause, in which waits sleep at once, of as many times what was lost. If the next loss comes soon after it the pause
 # grows: one that was an accident costs little, and beside programs that compute a five-hundredth of the time is lost.
-OTHERS_S, SOON_S = 0.001, 0.25
+# (Who was stopped has lost more than anybody's turn, and not by giving way.)
+OTHERS_S, MAX_LOST_S, SOON_S = 0.001, 0.02, 0.25
 MIN_PAUSE, PAUSE_GROWTH, MAX_PAUSE = 8, 4, 512
 
 Ready = TypeVar("Ready")
 
 
-def _give_way() -> None:
-    if hasattr(os, "sched_yield"):
-        os.sched_yield()
+def _do_nothing() -> None:
+    pass
+
+
+# Windows has no such call, and no lanes.
+_give_way: Callable[[], None] = getattr(os, "sched_yield", _do_nothing)
 
 
 class Spinner:
@@ -62,7 +66,7 @@ class Spinner:
         poll : callable
             Takes a time in milliseconds for which it may sleep; what it returns is true if something is ready.
         timeout_ms : int, milliseconds, >= 0
-            For the last call of it.
+            How long to wait in all.
 
         Returns
         -------
@@ -84,11 +88,11 @@ class Spinner:
                     if now - before > OTHERS_S:
                         self._sleep_at_once(now, now - before)
                     break
-        ready = poll(timeout_ms)
+        ready = poll(max(0, timeout_ms - int(1000 * (now - began))))
         self._n_short = self._n_short + 1 if clock() - began < SPIN_S else 0
         return ready
 
     def _sleep_at_once(self, now: float, lost_s: float) -> None:
         is_soon = now - self._pauses_until < SOON_S
         self._pause = min(PAUSE_GROWTH * self._pause, MAX_PAUSE) if is_soon else MIN_PAUSE
-        self._pauses_until = now + self._pause * lost_s
+        self._pauses_until = now + self._pause * min(lost_s, MAX_LOST_S)

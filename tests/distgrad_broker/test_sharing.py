@@ -130,8 +130,19 @@ def test_where_grants_are_turns_each_worker_shares_one_slot(kit: SharingKit) -> 
     assert kit.share(1)["error"] == "crowded"
     assert kit.share(0)["slots"] == [0], "told once more, after a lost reply"
 
+    assert kit.share(2, layout=OTHER)["error"] == "layout"
     kit.state.grants.uses_turns = False
     assert kit.share(1)["slots"] == [0, 1]
+
+
+def test_where_grants_are_turns_a_slot_of_another_layout_is_in_nobodys_way(kit: SharingKit) -> None:
+    kit.share(0)
+    kit.share(1)
+    kit.ask("set", frames_of(OTHER, 3.0))
+    kit.state.grants.uses_turns = True
+
+    assert kit.share(2, layout=OTHER)["slots"] == [2]
+    assert kit.share(3, layout=OTHER)["error"] == "crowded"
 
 
 def test_a_broker_that_shares_nothing_says_so() -> None:

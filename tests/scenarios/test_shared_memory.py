@@ -13,9 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distgrad.codec import slot_bytes
 from distgrad.errors import GradientRefused, LayoutError, StateError
+from distgrad.layout import Layout
 from distgrad.shared_pages import host_name
+from distgrad.shared_reading import STAMP_BYTES
 from distgrad_broker import Broker
+from distgrad_broker.buffers import most_buffers
 from distgrad_worker import Worker
 from distgrad_worker.slots import MIN_SLOTS, SHARED_BYTES
 from support.durable_broker import DurableBroker
@@ -27,6 +31,7 @@ if host_name() is None:
 
 WORKERS = 3
 FLOATS = 3 * SHARED_BYTES // 4  # slots; and with the rest of the nest, versions that are read where they are
+LAYOUT = Layout.of({"w": np.zeros(FLOATS, np.float32), "v": np.zeros(FLOATS, np.float32)})
 
 PUSHER = f"""
 import sys
@@ -66,6 +71,14 @@ def shared_names(pid: int) -> set[str]:
     return set(re.findall(r"/memfd:(distgrad-[0-9a-f]+)", Path(f"/proc/{pid}/maps").read_text()))
 
 
+def shared_sizes(pid: int) -> list[int]:
+    """Tell how many bytes each piece of shared memory has that a process has mapped."""
+    found = re.findall(
+        r"^([0-9a-f]+)-([0-9a-f]+) .*/memfd:distgrad-", Path(f"/proc/{pid}/maps").read_text(), re.MULTILINE
+    )
+    return [int(end, 16) - int(begin, 16) for begin, end in found]
+
+
 def kill_at_random(tmp_path: Path, count: int, kills: int) -> None:
     before = set(os.listdir("/dev/shm"))
     with ExitStack() as stack:
@@ -87,8 +100,9 @@ def kill_at_random(tmp_path: Path, count: int, kills: int) -> None:
         assert status["refused"] == {}
         np.testing.assert_array_equal(parameters["w"], -exact_sum(count))
         np.testing.assert_array_equal(parameters["v"], exact_sum(count))
-        # Its own versions, and nothing of the workers', the killed ones included.
-        assert len(shared_names(broker.process.pid)) <= 3
+        # Its own versions, and no slot of the workers', the killed ones included.
+        sizes = shared_sizes(broker.process.pid)
+        assert sizes.count(STAMP_BYTES + slot_bytes(LAYOUT)) == len(sizes) <= most_buffers(LAYOUT.parameter_bytes)
     assert set(os.listdir("/dev/shm")) == before
 
 
@@ -230,6 +244,27 @@ def test_where_the_queue_has_no_room_for_one_of_each_workers_share_one_slot_and_
 
         assert (workers[0].pull().parameters["w"] == -3 * (count + 2)).all()
         assert [len(worker._connection.session.shared) for worker in workers] == [1, 1, 1]
+
+
+def test_ctrl_c_before_a_gradient_has_its_number_gives_the_only_slot_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    floats = 1 << 20
+    gradient = {"w": np.ones(floats, np.float32)}
+    with Broker(queue_bytes=floats * 4 * 3 // 2) as broker, Worker(broker.address) as worker, Worker(broker.address):
+        worker.initialize({"w": np.zeros(floats, np.float32)})
+        for _ in range(3):
+            worker.push(gradient)
+        assert len(worker._connection.session.shared) == 1
+
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(worker._connection.session, "push", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                worker.push(gradient)
+
+        assert worker.push(gradient) == 4
+        worker.flush(timeout=30)
 
 
 def test_small_gradients_and_workers_elsewhere_use_slots_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,7 +226,7 @@ class Pusher:
         except ControlError as error:
             if error.code == "crowded":
                 with self._connection.lock:
-                    return not self._slots.crowd(slot)
+                    return not self._slots.crowd(slot, session.grant)
             if error.code == "unavailable":
                 self._refused = name
             return True
@@ -264,7 +264,7 @@ class Pusher:
                 driver.send_pushed(size, may_wait=asks is None)
         except BaseException:
             if slot is not None:
-                slot.give_back()
+                slot.give_back(session.window.last)
             raise
         return number
 

@@ -19,7 +19,7 @@ from distgrad.codec import slot_arenas, slot_bytes
 from distgrad.layout import Layout
 from distgrad.nests import Container, is_flat
 from distgrad.shared_pages import SharedPages, Unavailable
-from distgrad.wire import PART_BYTES
+from distgrad.wire import PART_BYTES, charge
 
 # Below this a copy through a socket costs less than everything else.
 SHARED_BYTES = 64 * 1024
@@ -147,8 +147,16 @@ class Taken:
         self.memory.number = number
         self.memory.give_back()
 
-    def give_back(self) -> None:
-        """Give the slot back unused."""
+    def give_back(self, last: int | None = None) -> None:
+        """Give the slot back unused.
+
+        Parameters
+        ----------
+        last : int, optional
+            The last number that was given, if there was a `keep`: it may have been of one that was not given after all.
+        """
+        if last is not None and self.memory.number > last:
+            self.memory.number = 0
         self.memory.give_back()
 
 
@@ -159,7 +167,8 @@ class Slots:
         self._layout: Layout | None = None
         self._slots: list[SlotMemory] = []
         self._made = 0
-        self._is_crowded = False
+        # The grant when the broker had no room for one more.
+        self._crowded_at: int | None = None
 
     def take(self, layout: Layout, settled: int, grant: int, *, shares: bool) -> Taken | None:
         """Take a slot that is free, or make one.
@@ -182,16 +191,20 @@ class Slots:
         """
         if self._layout is None or self._layout.fingerprint != layout.fingerprint:
             # The others live on as long as something that is unsettled lies in them.
-            self._layout, self._slots = layout, []
+            self._layout, self._slots, self._crowded_at = layout, [], None
+        if grant != self._crowded_at and grant > charge(layout.gradient_bytes):
+            self._crowded_at = None  # grants are no turns any more
+        is_crowded = self._crowded_at is not None
+        # What is needed besides is this process's own.
+        shares = shares and not (is_crowded and self._slots)
         if shares and any(slot.pages is None for slot in self._slots):
             self._slots = [slot for slot in self._slots if slot.pages is not None]
         for slot in self._slots:
             if not slot.is_taken and slot.number <= settled:
                 return slot.take()
         size = max(slot_bytes(layout), 1)
-        self._is_crowded = self._is_crowded and grant < 2 * size
         # As many as may be on the way, and one to fill; what callers hold besides is their own affair.
-        useful = 1 if self._is_crowded else max(1, grant // size) + 1
+        useful = 1 if is_crowded else max(1, grant // size) + 1
         useful += sum(slot.is_taken for slot in self._slots)
         if len(self._slots) >= min(useful, max(MIN_SLOTS, min(MAX_SLOTS, _SLOTS_BYTES // size))):
             return None
@@ -200,27 +213,28 @@ class Slots:
         self._slots.append(slot)
         return slot.take()
 
-    def crowd(self, taken: Taken) -> bool:
-        """Take note that the broker has no room for a slot, so its like are not made until there is.
+    def crowd(self, taken: Taken, grant: int) -> bool:
+        """Take note that the broker has no room for a slot: what is made from now on, until it has, is not shared.
 
         Parameters
         ----------
         taken : Taken
             The slot.
+        grant : int
+            As for `take`.
 
         Returns
         -------
         bool
-            Whether it was given back, to take another one. Else that could be waited for in vain, and what lies in
-            this one is sent.
+            Whether it was given back, because there are others to take.
         """
-        self._is_crowded = True
-        slot = taken.memory
-        if all(other.is_taken for other in self._slots):
-            slot.pages = None
+        self._crowded_at = grant
+        others = [slot for slot in self._slots if slot is not taken.memory]
+        if not others:
+            taken.memory.pages = None
             return False
         taken.give_back()
-        self._slots.remove(slot)
+        self._slots = others
         return True
 
     @property

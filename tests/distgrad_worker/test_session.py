@@ -289,6 +289,20 @@ def test_a_heartbeat_that_is_older_than_a_pull_takes_nothing_back(resend: bool) 
     assert shell.send() == []
 
 
+def test_a_heartbeat_that_is_older_than_a_slot_takes_it_back_only_when_the_broker_should_know_of_it() -> None:
+    shell = Shell()
+    session = shell.session
+    session.shared.add(4)
+    session.told.add(4)
+
+    shell.beat(slots=[1])
+    assert session.shared == {1, 4}
+
+    session.told.clear()  # asked again
+    shell.beat(slots=[1])
+    assert session.shared == {1}
+
+
 def test_the_broker_is_asked_at_once_where_somebody_waits_or_half_of_the_grant_is_on_the_way() -> None:
     shell = Shell(grant=4 * ONE)
     session = shell.session

@@ -155,6 +155,19 @@ def test_memory_is_shared_where_it_can_be_and_a_slot_is_used_again_only_when_it_
         np.testing.assert_array_equal(worker.pull().parameters["w"], -sum(range(40)))
 
 
+def test_the_first_gradient_of_a_worker_that_has_not_heard_of_the_parameters_lies_in_a_slot_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Broker() as broker, Worker(broker.address) as worker:
+        worker.initialize({"w": np.zeros(SHARED_BYTES, np.float32)})
+        monkeypatch.setattr(worker._connection.session, "layout", None)  # the heartbeat that tells is under way
+
+        with worker.slot() as gradients:
+            gradients["w"][:] = 1
+            assert worker._connection.session.shared == {0}
+        worker.flush()
+
+
 def test_layouts_that_change_again_and_again_leave_no_memory_behind(tmp_path: Path) -> None:
     with DurableBroker(tmp_path / "data") as broker, broker.admin() as admin:
         admin.set_model_parameters({"w": np.zeros(SHARED_BYTES, np.float32)})

@@ -336,6 +336,7 @@ class Driver:
         is_hello = session.phase == GREETING
         self.send_due()
         header = asking.hello(session) if is_hello else asking.heartbeat(session)
+        session.told.clear()
         self._requests_sent += 1
         header["id"] = self._requests_sent
         assert self._request is not None  # opened before the first turn

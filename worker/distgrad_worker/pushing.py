@@ -162,7 +162,7 @@ class Pusher:
             if slot.memory.pages is None or slot.memory.index in self._connection.session.shared or not self._shares:
                 return slot
             try:
-                if self._share(slot):
+                if self._share(slot, layout):
                     return slot
             except BaseException:
                 slot.give_back()
@@ -205,7 +205,7 @@ class Pusher:
             assert slot is not None  # waited for
         return slot
 
-    def _share(self, slot: Taken) -> bool:
+    def _share(self, slot: Taken, layout: Layout) -> bool:
         """Tell the broker of a slot; if it cannot attach to it, what lies in it goes through sockets.
 
         Returns False if the slot was given back instead, because the broker has no room for it.
@@ -213,7 +213,7 @@ class Pusher:
         session = self._connection.session
         pages = slot.memory.pages
         assert pages is not None  # the caller has looked
-        name, layout = session.name, session.layout
+        name = session.name
         try:
             self._connection.puller.request(
                 "share",
@@ -221,7 +221,7 @@ class Pusher:
                 session=name,
                 slot=slot.memory.index,
                 address=list(pages.address),
-                fingerprint=None if layout is None else layout.fingerprint,
+                fingerprint=layout.fingerprint,
             )
         except ControlError as error:
             if error.code == "crowded":
@@ -233,6 +233,7 @@ class Pusher:
         with self._connection.lock:
             if session.name == name:
                 session.shared.add(slot.memory.index)
+                session.told.add(slot.memory.index)
         return True
 
     def _queue(

@@ -60,6 +60,8 @@ class Session:
         self.host: str | None = None
         self.lane: Any = None
         self.shared: set[int] = set()
+        # Those that it was told of since it was last asked: an answer that is under way does not know of them.
+        self.told: set[int] = set()
         self.must_reopen = False
         self.ended: DistgradError | None = None
         self.problems: deque[DistgradError] = deque(maxlen=MAX_PROBLEMS)
@@ -232,7 +234,7 @@ class Session:
             if self.ended is not None:
                 return
         if session != self.name:
-            self.name, self.shared = session, set()
+            self.name, self.shared, self.told = session, set(), set()
             # Everything on the way belongs to the former session.
             self.attempt += 0 if is_first else 1
             self.must_reopen = self._rewind_due = True
@@ -275,7 +277,7 @@ class Session:
         window.settle(min(settled, window.last))
         window.disown(int(header["queued"]))
         self.superseded = int(header.get("superseded", 0))
-        self.shared = set(header.get("slots", ()))
+        self.shared = self.told.union(header.get("slots", ()))
         self._take_news(header)
         if self.phase == RESUMING and header["attempt"] == self.attempt:
             if window.sent > accepted and (failure := progress.count_try(accepted, self.gradients)):

@@ -154,25 +154,18 @@ class Buffers:
             None lets it be made in place.
         """
         if not self.spares:
-            return self._find_spare()
+            occupied = self.occupied()
+            if self.returning is not None and id(self.returning) not in occupied:
+                self.spares.append(self.returning)
+                self.returning = None
+            if not self.spares:
+                is_current_read = id(self._holder.storage) in occupied
+                buffers = len(occupied) + (not is_current_read)
+                # Only the file thread's hold, which nobody refuses, can make the current version one too many.
+                return self._holder.new_spare(self._empty) if buffers < self._most() or is_current_read else None
         # The one used last is in the processor's cache; but whoever copies needs time, of which the one used longest
         # ago has had the most.
         spare = self.spares.pop(0 if self.copied.intersection(map(id, self.spares)) else -1)
-        return self._to_be_written(spare)
-
-    def _find_spare(self) -> Storage | None:
-        occupied = self.occupied()
-        if self.returning is not None and id(self.returning) not in occupied:
-            self.spares.append(self.returning)
-            self.returning = None
-        if self.spares:
-            return self._to_be_written(self.spares.pop())
-        is_current_read = id(self._holder.storage) in occupied
-        buffers = len(occupied) + (not is_current_read)
-        # Only the file thread's hold, which nobody refuses, can make the current version one too many that is read.
-        return self._holder.new_spare(self._empty) if buffers < self._most() or is_current_read else None
-
-    def _to_be_written(self, spare: Storage) -> Storage:
         self.copied.discard(id(spare))
         return spare
 

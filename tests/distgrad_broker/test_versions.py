@@ -80,14 +80,7 @@ def test_without_readers_two_buffers_take_turns() -> None:
 
 
 def test_small_parameters_may_have_more_versions_in_as_little_memory() -> None:
-    assert [most_buffers(n_bytes) for n_bytes in (0, 1, 4 << 20, 16 << 20, 25 << 20, 100 << 20)] == [
-        10,
-        10,
-        10,
-        4,
-        3,
-        3,
-    ]
+    assert [most_buffers(mib << 20) for mib in (0, 1, 4, 16, 25, 100)] == [10, 10, 10, 4, 3, 3]
 
 
 def test_a_refused_gradient_leaves_version_and_spare_as_they_were() -> None:

@@ -22,6 +22,7 @@ from distgrad_broker import Broker
 from distgrad_broker.buffers import most_buffers
 from distgrad_worker import Worker
 from distgrad_worker.slots import MIN_SLOTS, SHARED_BYTES
+from support.broker_process import wait_until
 from support.durable_broker import DurableBroker
 from support.processes import Process
 from support.random_kills import kill_in_turns
@@ -166,6 +167,10 @@ def test_the_first_gradient_of_a_worker_that_has_not_heard_of_the_parameters_lie
             gradients["w"][:] = 1
             assert worker._connection.session.shared == {0}
         worker.flush()
+
+        # The next heartbeat is answered by a broker that knows of it.
+        wait_until(lambda: not worker._connection.session.told)
+        assert worker._connection.session.shared == {0}
 
 
 def test_layouts_that_change_again_and_again_leave_no_memory_behind(tmp_path: Path) -> None:

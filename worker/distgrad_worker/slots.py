@@ -192,9 +192,9 @@ class Slots:
         if self._layout is None or self._layout.fingerprint != layout.fingerprint:
             # The others live on as long as something that is unsettled lies in them.
             self._layout, self._slots, self._crowded_at = layout, [], None
-        if grant != self._crowded_at and grant > charge(layout.gradient_bytes):
-            self._crowded_at = None  # grants are no turns any more
         is_crowded = self._crowded_at is not None
+        if is_crowded and grant != self._crowded_at and grant > charge(layout.gradient_bytes):
+            self._crowded_at, is_crowded = None, False  # grants are no turns any more
         # What is needed besides is this process's own.
         shares = shares and not (is_crowded and self._slots)
         if shares and any(slot.pages is None for slot in self._slots):

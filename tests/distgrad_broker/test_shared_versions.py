@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from distgrad.errors import MalformedMessage
+from distgrad.fair_lock import FairLock
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad.shared_reading import SharedReading
@@ -114,7 +115,7 @@ def test_while_nobody_copies_two_buffers_take_turns_and_stay_in_the_cache() -> N
 
 
 def test_what_is_copied_while_updates_go_on_is_one_version_or_known_not_to_be() -> None:
-    versions, lock, stop = new_versions(), threading.Lock(), threading.Event()
+    versions, lock, stop = new_versions(), FairLock(), threading.Event()
     gradient = gradient_of(1.0)
 
     def update() -> None:

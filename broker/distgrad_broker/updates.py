@@ -165,10 +165,10 @@ def _apply_one(state: CoreState, gradient: Gradient, member: Member, staleness: 
 
 
 def _hold(state: CoreState, held: Held[Gradient], member: Member, staleness: int | None, now: float) -> None:
-    """Keep a gradient for its step if it is good; a bad one must not spoil the others' sum."""
+    """Keep a gradient for its step, if it is good as far as the sum would not tell."""
     gradient = held.gradient
     try:
-        state.versions.check(gradient)
+        state.versions.check(gradient, before_sum=gradient.number > member.suspect)
     except GradientRefused as refusal:
         state.policy.withdrawn(gradient)
         settle(state, gradient, member, "refused", refusal)
@@ -190,7 +190,9 @@ def _apply_step(state: CoreState, step: Sequence[Offered], now: float) -> None:
     try:
         state.versions.apply_sum(gradients, weights)
     except GradientRefused as refusal:
-        # Each was good by itself, but their sum is too large.
+        if _hold_again(state, taken):
+            return
+        # Each is good by itself, but their sum is too large.
         outcome, trouble = "refused", refusal
     if trouble is None and state.records is not None:
         names = [[gradient.worker, gradient.number] for gradient in gradients]
@@ -204,6 +206,18 @@ def _apply_step(state: CoreState, step: Sequence[Offered], now: float) -> None:
         ask_for_early(state)
     if state.pulls:
         pulls.answer_all(state, now)
+
+
+def _hold_again(state: CoreState, step: Sequence[Held[Gradient]]) -> bool:
+    """Offer the gradients of a bad sum once more, if some are to blame: these are refused then, the others held."""
+    suspects = [(state.members.of(gradient), gradient) for gradient, _ in step]
+    if all(gradient.number <= member.suspect for member, gradient in suspects):
+        return False
+    for member, gradient in suspects:
+        member.suspect = max(member.suspect, gradient.number)
+    state.held = [*step, *state.held]
+    requeue_held(state)
+    return True
 
 
 def _count(gradient: Gradient, member: Member) -> None:

@@ -117,20 +117,22 @@ class Versions:
         self._buffers.spares.append(spare)
         return n_applied
 
-    def check(self, gradient: Gradient) -> None:
+    def check(self, gradient: Gradient, *, before_sum: bool = False) -> None:
         """Find out whether a gradient could be applied.
 
         Parameters
         ----------
         gradient : Gradient
             As for `apply`.
+        before_sum : bool
+            Whether to look only for what `apply_sum` would not find.
 
         Raises
         ------
         GradientRefused
             If not.
         """
-        self.holder.check(self._read(gradient))
+        self.holder.check(self._read(gradient), before_sum=before_sum)
 
     def apply_sum(self, gradients: Sequence[Gradient], weights: Sequence[float]) -> None:
         """Apply the weighted sum of some gradients as one update, and swap the new version in.

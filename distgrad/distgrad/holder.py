@@ -121,8 +121,7 @@ class ParameterHolder:
         if len(arenas) != len(layout.arenas):
             raise ConfigError(f"the layout has {len(layout.arenas)} arenas, got {len(arenas)}")
         for number, (spec, arena) in enumerate(zip(layout.arenas, arenas, strict=True)):
-            flags = arena.flags
-            if arena.shape != (spec.size,) or arena.dtype != spec.dtype or not (flags.carray and flags.writeable):
+            if arena.shape != (spec.size,) or arena.dtype != spec.dtype or not arena.flags.carray:
                 raise ConfigError(f"arena {number} must be {spec.size} contiguous, writeable elements of {spec.dtype}")
         self._set(layout, Storage(layout, arenas), None)
 
@@ -259,13 +258,15 @@ class ParameterHolder:
             raise update.refusal(storage.layout, self._plans, cover(self._plans, total))
         return self._end(storage, spare)
 
-    def check(self, gradient: Sequence[Array]) -> None:
+    def check(self, gradient: Sequence[Array], *, before_sum: bool = False) -> None:
         """Find out whether a gradient could be applied, without applying it.
 
         Parameters
         ----------
         gradient : sequence of ndarray
             As for `apply`.
+        before_sum : bool, default False
+            Look only for what `apply_sum` would not find: what is not finite is not in any sum either.
 
         Raises
         ------
@@ -274,11 +275,12 @@ class ParameterHolder:
         NoParameters
             If there are none.
         """
-        if self.storage is None:
-            raise NoParameters("no parameters were set that the gradient could be applied to")
-        covered = cover(self._plans, gradient)
-        if not update.passes(self._plans, covered, self._executor):
-            raise update.refusal(self.storage.layout, self._plans, covered)
+        storage, plans = self._begin(None), self._plans
+        covered = cover(plans, gradient)
+        if not (before_sum and all(plan.is_open for plan in plans)) and not update.passes(
+            plans, covered, self._executor
+        ):
+            raise update.refusal(storage.layout, plans, covered)
 
     def new_spare(self, empty: Callable[[int, DTypeLike], Array] = lasting_empty) -> Storage:
         """Make room for another version.

@@ -160,7 +160,8 @@ def _sum_and_step(
     small = np.empty(min(SMALL_BLOCK, new.size), new.dtype)
     if summed is not None and len(first) == 1:
         return summed(new, old, *pieces, np.array(weights, new.dtype), small, numbers, word)
-    both = np.array([1, weights[-1]], new.dtype)
+    # No compiled kernel is for 16 bits, which could not hold every weight.
+    both = None if summed is None else np.array([1, weights[-1]], new.dtype)
     scratch, worst = _scratch(new), 0
     total = np.empty(min(BLOCK, new.size), new.dtype)
     for low in range(0, new.size, BLOCK):

@@ -28,15 +28,16 @@ _SCAN = 1 << 18  # elements looked at together when a bad one is searched
 class Plan(NamedTuple):
     """All that an update of one arena needs, looked up beforehand.
 
-    `numbers` is rewritten before each update if the rule's constants vary; `limit` is the largest
-    bits of a good element; a segment is (first element, the one behind the last, buffer); `split`
-    says that threads share the work, in pieces of `piece` elements.
+    `numbers` is rewritten before each update if the rule's constants vary; `limit` is the largest bits of a good
+    element, and `is_open` says that these are all finite ones; a segment is (first element, the one behind the last,
+    buffer); `split` says that threads share the work, in pieces of `piece` elements.
     """
 
     kernel: Kernel
     numbers: Array
     word: Array
     limit: int
+    is_open: bool
     state: list[Array]
     dtype: np.dtype[Any]
     size: int
@@ -75,7 +76,8 @@ def make_plans(
     numbers = plain_numbers(sign) if rule is None else rule.numbers(sign, step)
     plans = []
     for arena, spec in enumerate(layout.arenas[: layout.n_trainable_arenas]):
-        limit = largest(spec.dtype) if rule is None else rule.limit(spec.dtype)
+        finite = largest(spec.dtype)
+        limit = finite if rule is None else rule.limit(spec.dtype)
         segments = _segments(storage, arena)
         kernel = executor.kernel("step" if rule is None else rule.kernel, spec.dtype)
         split = executor.splits(kernel, layout.gradient_bytes)
@@ -85,6 +87,7 @@ def make_plans(
                 numbers=np.array(numbers, state_dtype(spec.dtype)),
                 word=sign_mask(spec.dtype),
                 limit=int(np.array(limit, spec.dtype).view(bits_dtype(spec.dtype))),
+                is_open=limit == finite,
                 state=[arrays[arena] for arrays in state],
                 dtype=spec.dtype,
                 size=spec.size,

@@ -228,3 +228,44 @@ def test_a_sum_that_is_too_large_changes_nothing(executor: str, rule: Rule | Non
     assert holder.storage is before
     assert (holder.version, holder.steps) == (0, 0)
     assert (before.arenas[0] == 1).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    dtype=st.sampled_from(DTYPES),
+    weights=st.lists(st.sampled_from([0.0, 1.0, 0.5, -2.0, 1e-45, 3e38]), min_size=1, max_size=4),
+    bad=st.sampled_from([np.nan, np.inf, -np.inf]),
+    place=st.integers(0, 2**16),
+    executor=st.sampled_from(["numpy", "numba"]),
+)
+def test_a_sum_tells_of_what_is_not_finite_in_any_of_its_gradients(
+    dtype: Any, weights: list[float], bad: float, place: int, executor: str
+) -> None:
+    if executor == "numba":
+        pytest.importorskip("numba")
+    holder = holder_of((dtype, 3_000), executor=executor)
+    gradients = [np.zeros(3_000, dtype) for _ in weights]
+    gradients[place % len(weights)][place % 3_000] = bad
+
+    for gradient in gradients:
+        holder.check([gradient], before_sum=True)
+    with pytest.raises(GradientRefused, match=r"holds (nan|-?inf)"):
+        holder.apply_sum([[gradient] for gradient in gradients], weights, spare=holder.new_spare())
+
+    assert holder.version == 0
+
+
+@pytest.mark.parametrize("rule", [Adam(), SGD(0.1, momentum=0.9), SGD(0.1, weight_decay=0.1)])
+def test_before_a_sum_a_rule_that_does_not_take_all_finite_numbers_has_gradients_checked(rule: Rule) -> None:
+    holder = ParameterHolder(rule=rule, executor="numpy")
+    holder.set_nest(np.zeros(4, np.float32))
+
+    with pytest.raises(GradientRefused, match="can take"):
+        holder.check([np.full(4, 3.4e38, np.float32)], before_sum=True)
+
+
+def test_before_a_sum_a_gradient_must_cover_the_parameters() -> None:
+    holder = holder_of((np.float32, 4))
+
+    with pytest.raises(GradientRefused, match="12 bytes"):
+        holder.check([np.zeros(3, np.float32)], before_sum=True)

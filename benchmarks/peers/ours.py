@@ -70,10 +70,10 @@ class OwnIncluded(Link):
         """Tell how often a pull had to begin again."""
         return {"revoked": self._revoked}
 
-    def _pull(self, newer_than: Snapshot | None = None) -> Array:
+    def _pull(self, newer_than: Snapshot | None = None, *, copy: bool = True) -> Array:
         while True:
             try:
-                self._snapshot = self._worker.pull(newer_than, out=self._snapshot, own=newer_than is None)
+                self._snapshot = self._worker.pull(newer_than, out=self._snapshot, own=newer_than is None, copy=copy)
                 break
             except SnapshotRevoked:
                 self._revoked += 1
@@ -82,6 +82,25 @@ class OwnIncluded(Link):
     def _array(self) -> Array:
         parameters: Array = self._snapshot.parameters
         return parameters
+
+
+class Received(OwnIncluded):
+    """Push, and pull what holds it; large parameters stay where ZeroMQ has received them.
+
+    Parameters
+    ----------
+    cell : Cell
+        What is done.
+    worker : Worker
+        Connected.
+    """
+
+    def exchange(self) -> Array:
+        """Return what holds all that was pushed."""
+        if self._copies:
+            return super().exchange()
+        self._worker.push(self.gradient, copy=False)
+        return self._pull(copy=False)
 
 
 class Ahead(OwnIncluded):
@@ -197,9 +216,9 @@ CONTENDERS = (
         "distgrad, TCP",
         OURS,
         ("W1", "W2", "W3", "W4"),
-        functools.partial(start, link=OwnIncluded, shares=False),
+        functools.partial(start, link=Received, shares=False),
         packages=PACKAGES,
-        note="What comes back holds the worker's own gradient, as with every peer.",
+        note="What comes back holds the worker's own gradient, as with every peer. From 256 KiB on with `copy=False`.",
     ),
     Contender(
         "distgrad-ahead",

@@ -17,18 +17,15 @@ from typing import Any
 import numpy as np
 
 from distgrad.arrays import lasting_empty
-from distgrad.codec import decode, encode
+from distgrad.codec import LENT_BYTES, decode, encode
 from distgrad.errors import GradientRefused
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad.storage import Storage
-from distgrad.wire import PART_BYTES, RANGE_PARTS, Gradient
+from distgrad.wire import MAX_FRAME_BYTES, PART_BYTES, RANGE_PARTS, Gradient
 from distgrad_broker.buffers import N_BUFFERS, Buffers
 from distgrad_broker.holds import MAX_READERS, QUIET_S, SERVED_PARTS, Hold, Range, least_worth_keeping
 from distgrad_broker.shared_versions import MIN_BYTES, SharedArenas
-
-# Parameters of less than this are copied into their message, which costs less than to keep account of them.
-LENT_BYTES = 256 * 1024
 
 
 class Versions:
@@ -252,7 +249,8 @@ class Versions:
         layout, storage = self._current()
         parts = None
         if layout.parameter_bytes <= RANGE_PARTS * PART_BYTES:
-            parts = encode(layout, storage.arenas, trained_only=False)
+            # In as large parts as may be: a reader can take an arena that is in one piece as it is.
+            parts = encode(layout, storage.arenas, trained_only=False, part_bytes=MAX_FRAME_BYTES)
         n_parts = len(layout.parts()) if parts is None else len(parts)
         if parts is not None and n_parts <= RANGE_PARTS:
             lent = None

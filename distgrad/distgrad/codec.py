@@ -18,10 +18,16 @@ from distgrad.nests import dissect
 from distgrad.wire import PART_BYTES, RAW
 
 _PAGE_BYTES = 4096
+# Parameters of less than this are copied into their message and out of it, which costs less than to keep account.
+LENT_BYTES = 256 * 1024
 
 
 def encode(
-    layout: Layout, arenas: Sequence[np.ndarray[Any, Any]], *, trained_only: bool = True
+    layout: Layout,
+    arenas: Sequence[np.ndarray[Any, Any]],
+    *,
+    trained_only: bool = True,
+    part_bytes: int = PART_BYTES,
 ) -> list[bytes | memoryview]:
     """Cut arenas into parts, without a copy of what is large.
 
@@ -33,11 +39,13 @@ def encode(
         The trained arenas, or all of them, in the layout's order.
     trained_only : bool
         Whether only the trained arenas are given, as for a gradient.
+    part_bytes : int
+        The most that a part may have.
 
     Returns
     -------
     list of bytes or memoryview
-        At most 1 MiB each. Views keep the arenas alive and follow later changes to them; a small arena is copied.
+        The parts. Views keep the arenas alive and follow later changes to them; a small arena is copied.
     """
     n_arenas = layout.n_trainable_arenas if trained_only else len(layout.arenas)
     # As `Layout.parts` cuts, but in bytes: slicing a memoryview is cheap. What is small is copied: a view costs as
@@ -49,7 +57,7 @@ def encode(
                 parts.append(arena.tobytes())
         else:
             data = arena.view(np.uint8).data  # a buffer of bfloat16 cannot be cast
-            parts += [data[start : start + PART_BYTES] for start in range(0, data.nbytes, PART_BYTES)]
+            parts += [data[start : start + part_bytes] for start in range(0, data.nbytes, part_bytes)]
     return parts
 
 
@@ -81,6 +89,39 @@ def lend(layout: Layout, gradients: Any) -> list[np.ndarray[Any, Any]]:
         if type(value) is np.ndarray and value.dtype is leaf.dtype and value.shape == leaf.shape and value.flags.carray:
             return [value.reshape(-1)]
     return layout.pack_gradient(gradients)
+
+
+def as_arenas(layout: Layout, parts: Sequence[Any]) -> list[np.ndarray[Any, Any]] | None:
+    """See large parameters where ZeroMQ has received them; small ones share its buffer with other messages.
+
+    Parameters
+    ----------
+    layout : Layout
+        Of the parameters.
+    parts : sequence of buffers
+        All of them; they belong to the caller, and nobody else writes to them.
+
+    Returns
+    -------
+    list of ndarray, 1-D
+        All arenas. None if they are small, or one is in several parts, or not aligned.
+    """
+    if layout.parameter_bytes < LENT_BYTES:
+        return None
+    arenas = []
+    left = iter(parts)
+    for spec in layout.arenas:
+        if spec.size == 0:
+            arenas.append(np.empty(0, spec.dtype))
+            continue
+        part = next(left, b"")
+        if len(part) != spec.size * spec.dtype.itemsize:
+            return None
+        arena = np.frombuffer(part, spec.dtype)
+        if not arena.flags.carray:
+            return None
+        arenas.append(arena)
+    return arenas if next(left, None) is None else None
 
 
 def decode(layout: Layout, encoding: str, parts: Sequence[Any], size: int) -> list[np.ndarray[Any, Any]]:

@@ -285,6 +285,10 @@ def _fetch_once(
     if len(parts) < n_parts and token is None:
         raise MalformedMessage(f"a reply has {len(parts)} of {n_parts} parts and no token to ask for the others")
     del reply  # and so the memory of its parts, once they are copied
+    if len(parts) >= n_parts and (asked.get("lease") or out_arenas is None) and not client.ways.has_answered:
+        received = codec.as_arenas(layout, parts)
+        if received is not None:
+            return Fetched(layout, received, state, None, settled)
     arenas = _arenas(layout, out_arenas)
     filling = Places(arenas)
     if len(parts) >= n_parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distgrad.codec import decode, encode, fill
+from distgrad.codec import as_arenas, decode, encode, fill
 from distgrad.errors import GradientRefused
 from distgrad.layout import Layout
 from distgrad.wire import PART_BYTES
@@ -151,3 +152,51 @@ def test_a_part_that_does_not_fit_its_place_is_refused(change: object, first: in
     with pytest.raises(GradientRefused) as caught:
         fill(THREE, change(parts), ramp(THREE), first)
     assert caught.value.reason == reason
+
+
+def test_large_parameters_in_one_part_each_are_seen_where_they_are() -> None:
+    arenas = [np.arange(arena.size).astype(arena.dtype) for arena in LARGE.arenas]
+    parts = [memoryview(bytearray(part)) for part in encode(LARGE, arenas, trained_only=False, part_bytes=4 << 20)]
+
+    seen = as_arenas(LARGE, parts)
+
+    assert seen is not None
+    assert [array.tolist() for array in seen] == [array.tolist() for array in arenas]
+    assert all(np.shares_memory(array, np.frombuffer(part, np.uint8)) for array, part in zip(seen, parts, strict=True))
+    assert all(array.flags.writeable for array in seen)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda parts: parts[:1],
+        lambda parts: [*parts, memoryview(bytearray(8))],
+        lambda parts: [parts[1], parts[0]],
+        lambda parts: [parts[0][:4], parts[0][4:], parts[1]],
+        lambda parts: [bytes(parts[0]), parts[1]],
+        lambda parts: [memoryview(bytearray(len(parts[0]) + 1))[1:], parts[1]],
+    ],
+)
+def test_other_parts_have_to_be_copied(damage: Callable[[list[Any]], list[Any]]) -> None:
+    arenas = ramp(LARGE)
+    parts = [memoryview(bytearray(part)) for part in encode(LARGE, arenas, trained_only=False, part_bytes=4 << 20)]
+
+    assert as_arenas(LARGE, damage(parts)) is None
+
+
+def test_small_parameters_have_to_be_copied_for_their_memory_is_not_theirs_alone() -> None:
+    parts = [memoryview(bytearray(part)) for part in encode(ONE, ramp(ONE), trained_only=False)]
+
+    assert as_arenas(ONE, parts) is None
+
+
+def test_an_arena_without_elements_has_no_part() -> None:
+    layout = Layout.of([np.zeros(300_000, np.float32), np.zeros(0, np.float64)])
+    parts = [
+        memoryview(bytearray(part)) for part in encode(layout, ramp(layout), trained_only=False, part_bytes=4 << 20)
+    ]
+
+    seen = as_arenas(layout, parts)
+
+    assert seen is not None
+    assert [array.size for array in seen] == [300_000, 0]

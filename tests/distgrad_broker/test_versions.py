@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from distgrad.codec import LENT_BYTES
 from distgrad.errors import GradientRefused
 from distgrad.holder import ParameterHolder
 from distgrad.layout import Layout
 from distgrad.wire import PART_BYTES
 from distgrad_broker.buffers import N_BUFFERS, most_buffers
 from distgrad_broker.holds import MAX_READERS, QUIET_S, SERVED_PARTS
-from distgrad_broker.versions import LENT_BYTES, Versions
+from distgrad_broker.versions import Versions
 from support.core_kit import Kit
 
 MAX_HELD = N_BUFFERS - 1

@@ -16,7 +16,7 @@ from distgrad.layout import Layout
 from distgrad.shared_pages import host_name
 from distgrad.snapshot import Snapshot
 from distgrad.transfer import fetch_layout
-from distgrad.wire import State
+from distgrad.wire import MAX_FRAME_BYTES, State
 from distgrad_worker.connection import Connection
 from distgrad_worker.headers import Header, checked_details
 from distgrad_worker.pulling import Puller
@@ -110,7 +110,8 @@ class Pusher:
                 raise
             return self.push_slot(layout, slot, details, base, asks)
         arenas = layout.pack_gradient(gradients) if copies else lend(layout, gradients)
-        return self._queue(layout, encode(layout, arenas), details, base, None, asks)
+        parts = encode(layout, arenas, part_bytes=MAX_FRAME_BYTES)
+        return self._queue(layout, parts, details, base, None, asks)
 
     def push_slot(
         self, layout: Layout, slot: Taken, details: Mapping[str, Any], base: State | None, asks: int | None = None

@@ -196,7 +196,8 @@ class Worker:
         copy : bool
             Whether to give arrays of the caller's own. Without, on the broker's host, they may be the broker's:
             read-only, and valid until this worker's next push or pull. `push` raises `SnapshotRevoked` if the broker
-            had to take them back before that.
+            had to take them back before that. Elsewhere up to 4 MiB of a dtype stay where they were received (and so
+            they do without `out`): they are the caller's own.
 
         Returns
         -------

@@ -64,8 +64,6 @@ class Member:
         self.is_early = False
         # The last number that the policy has seen; what was decided of numbers behind one that is held.
         self.judged = 0
-        # Up to here gradients were part of a bad sum: each is checked by itself when it is offered again.
-        self.suspect = 0
         self.ahead: dict[int, Decided] = {}
         # Whether the current session took numbers over from an earlier incarnation, whose history is lost.
         self.adopted = False

@@ -168,7 +168,7 @@ def _hold(state: CoreState, held: Held[Gradient], member: Member, staleness: int
     """Keep a gradient for its step, if it is good as far as the sum would not tell."""
     gradient = held.gradient
     try:
-        state.versions.check(gradient, before_sum=gradient.number > member.suspect)
+        state.versions.check(gradient)
     except GradientRefused as refusal:
         state.policy.withdrawn(gradient)
         settle(state, gradient, member, "refused", refusal)
@@ -186,11 +186,14 @@ def _apply_step(state: CoreState, step: Sequence[Offered], now: float) -> None:
     gradients = [held.gradient for held in taken]
     weights = state.weighing.weights(taken)
     outcome, trouble = "applied", None
-    version = state.versions.version
+    version, was_each_checked = state.versions.version, state.versions.checks_each
     try:
         state.versions.apply_sum(gradients, weights)
     except GradientRefused as refusal:
-        if _hold_again(state, taken):
+        if not was_each_checked:
+            # Offered once more, each is: what is bad of them is refused then, and what is good held again.
+            state.held = [*taken, *state.held]
+            requeue_held(state)
             return
         # Each is good by itself, but their sum is too large.
         outcome, trouble = "refused", refusal
@@ -206,18 +209,6 @@ def _apply_step(state: CoreState, step: Sequence[Offered], now: float) -> None:
         ask_for_early(state)
     if state.pulls:
         pulls.answer_all(state, now)
-
-
-def _hold_again(state: CoreState, step: Sequence[Held[Gradient]]) -> bool:
-    """Offer the gradients of a bad sum once more, if some are to blame: these are refused then, the others held."""
-    suspects = [(state.members.of(gradient), gradient) for gradient, _ in step]
-    if all(gradient.number <= member.suspect for member, gradient in suspects):
-        return False
-    for member, gradient in suspects:
-        member.suspect = max(member.suspect, gradient.number)
-    state.held = [*step, *state.held]
-    requeue_held(state)
-    return True
 
 
 def _count(gradient: Gradient, member: Member) -> None:

@@ -48,6 +48,8 @@ class Versions:
             holder.storage.arenas[:] = shared.share(holder.storage.arenas)
             shared.end(holder.storage)
         self._buffers = Buffers(holder, self.empty)
+        # The version that a bad sum would have changed.
+        self._bad_sum_at: int | None = None
         self._tokens_issued = 0
         # How often the parameters were replaced.
         self._generation = 0
@@ -114,22 +116,25 @@ class Versions:
         self._buffers.spares.append(spare)
         return n_applied
 
-    def check(self, gradient: Gradient, *, before_sum: bool = False) -> None:
-        """Find out whether a gradient could be applied.
+    @property
+    def checks_each(self) -> bool:
+        """Whether `check` looks for all that is bad, and not only for what a sum would not tell: one was bad."""
+        return self._bad_sum_at == self.holder.version
+
+    def check(self, gradient: Gradient) -> None:
+        """Find out whether a gradient could be part of a sum.
 
         Parameters
         ----------
         gradient : Gradient
             As for `apply`.
-        before_sum : bool
-            Whether to look only for what `apply_sum` would not find.
 
         Raises
         ------
         GradientRefused
             If not.
         """
-        self.holder.check(self._read(gradient), before_sum=before_sum)
+        self.holder.check(self._read(gradient), before_sum=not self.checks_each)
 
     def apply_sum(self, gradients: Sequence[Gradient], weights: Sequence[float]) -> None:
         """Apply the weighted sum of some gradients as one update, and swap the new version in.
@@ -144,10 +149,14 @@ class Versions:
         Raises
         ------
         GradientRefused
-            With nothing changed.
+            With nothing changed; until the next version `checks_each`.
         """
         arrays = [self._read(gradient) for gradient in gradients]
-        self._apply(lambda spare: self.holder.apply_sum(arrays, weights, spare=spare))
+        try:
+            self._apply(lambda spare: self.holder.apply_sum(arrays, weights, spare=spare))
+        except GradientRefused:
+            self._bad_sum_at = self.holder.version
+            raise
 
     def _read(self, gradient: Gradient) -> list[np.ndarray[Any, Any]]:
         layout = self.holder.layout

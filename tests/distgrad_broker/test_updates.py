@@ -97,6 +97,20 @@ def test_a_step_that_has_lost_its_quorum_to_a_bad_gradient_waits_for_another() -
     assert kit.holder.version == 2
 
 
+def test_all_that_had_a_bad_gradient_in_a_step_have_taken_part_in_it() -> None:
+    """However late they are found: else a step would wait for one of them after the other."""
+    kit = sync_kit("a", "b", "c", policy=Synchronous(quorum=2), weighing=Weighing("sum"))
+
+    push(kit, "a", value=np.nan)
+    push(kit, "b", value=2.0)
+    kit.work(2)
+    push(kit, "c", value=np.nan)
+
+    assert (kit.total, kit.holder.version) == (-8 * 2.0, 1)
+    assert kit.state.refused == {"not_finite": 2}
+    assert not kit.state.versions.checks_each
+
+
 def test_a_full_buffer_with_bad_gradients_refuses_these_and_is_filled_up() -> None:
     kit = sync_kit("a", "b", policy=Buffered(4), weighing=Weighing("sum"))
 

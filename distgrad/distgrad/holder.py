@@ -277,9 +277,8 @@ class ParameterHolder:
         """
         storage, plans = self._begin(None), self._plans
         covered = cover(plans, gradient)
-        if not (before_sum and all(plan.is_open for plan in plans)) and not update.passes(
-            plans, covered, self._executor
-        ):
+        is_told = before_sum and all(plan.is_open for plan in plans)
+        if not (is_told or update.passes(plans, covered, self._executor)):
             raise update.refusal(storage.layout, plans, covered)
 
     def new_spare(self, empty: Callable[[int, DTypeLike], Array] = lasting_empty) -> Storage:
@@ -372,8 +371,7 @@ class ParameterHolder:
         """Count an update, and give the former version away."""
         self.steps += 1
         self.version += 1
-        if spare is not None:
-            self.storage = spare
+        self.storage = storage if spare is None else spare
         return None if spare is None else storage
 
     def _set(self, layout: Layout, storage: Storage, like: Nest) -> None:

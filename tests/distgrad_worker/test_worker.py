@@ -103,24 +103,6 @@ def test_out_is_reused(worker: Worker) -> None:
     assert array.tolist() == [[-1] * 3] * 2
 
 
-@pytest.mark.parametrize("arguments", [{}, {"copy": False}])
-def test_large_parameters_stay_where_they_were_received_and_are_the_callers_own(arguments: dict[str, Any]) -> None:
-    with (
-        Broker(parameters=np.zeros(100_000, np.float32)) as broker,
-        Worker(broker.address, shares_memory=False) as worker,
-    ):
-        first = worker.pull(**arguments)
-        worker.push(np.ones(100_000, np.float32))
-        second = worker.pull(own=True, **arguments)
-
-        assert type(second.arenas[0].base).__name__ == "memoryview"
-        assert (first.parameters.max(), second.parameters.max()) == (0, -1)
-        second.parameters[:] = 9
-        assert worker.pull(out=first).parameters is not None
-        assert first.parameters.max() == -1
-        assert not first.is_lent
-
-
 def test_out_of_another_layout_is_not_written_to(worker: Worker, admin: Admin) -> None:
     first = worker.pull()
     admin.set_model_parameters({"v": np.ones(7, np.float32)})

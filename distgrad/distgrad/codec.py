@@ -1,7 +1,7 @@
 """Between arenas and payload parts: how a gradient's numbers become frames and numbers again.
 
-The only encoding so far is ``raw``: the arenas' own bytes, cut where `Layout.parts` cuts them, without a copy on either
-side. Smaller encodings belong here, between `Worker.push` and the wire; nothing else looks inside a payload.
+The only encoding so far is ``raw``: the arenas' own bytes, cut into parts, without a copy on either side. Smaller
+encodings belong here, between `Worker.push` and the wire; nothing else looks inside a payload.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Whole parameters over the control channel: a `get` and its `range` requests, and the frames of a `set`.
 
-Every part is copied once, from the memory that it was received into to its place in an arena. A few ranges are asked
-for ahead, so that the link is busy while parts are copied; why few and small ones is in
+Every part is copied once, from the memory that it was received into to its place in an arena; or not at all, where a
+whole arena has come in one part and the caller named no memory to put it in. A few ranges are asked for ahead, so that
+the link is busy while parts are copied; why few and small ones is in
 ``docs/decisions/0005-small-ranges-asked-for-ahead.md``.
 """
 

@@ -2,7 +2,7 @@
 
 Ours: `Worker.push` of 25 million float32 to ``distgrad broker`` without an optimizer, then `flush`; once with
 ``copy=False``, as the floor does it, and once with the copy that it makes by default. The floor: a loop
-that sends the same array in 1 MiB parts, without a copy, as one message, and a loop that applies them with the same
+that sends the same array in 4 MiB parts, without a copy, as one message, and a loop that applies them with the same
 kernel on as many threads. The floor numbers nothing, keeps nothing and checks nothing, and never copies the gradient:
 its sender's array must not change while ZeroMQ has it, which only a benchmark can promise.
 """
@@ -20,9 +20,9 @@ from distgrad.arrays import aligned_empty
 from distgrad.blocked import sign_mask
 from distgrad.executor import Executor
 from distgrad.sockets import open_context
+from distgrad.wire import MAX_FRAME_BYTES
 from distgrad_worker import Worker
 
-PART = 1 << 20
 DTYPE = np.dtype(np.float32)
 
 
@@ -72,7 +72,7 @@ def floor_sender(connection: Connection, size: int, ports: tuple[int, int]) -> N
     acknowledged.connect(f"tcp://127.0.0.1:{ports[1]}")
     gradient = aligned_empty(size, DTYPE)
     gradient[:] = 1e-3
-    step = PART // DTYPE.itemsize
+    step = MAX_FRAME_BYTES // DTYPE.itemsize
     parts = [gradient[low : low + step].data for low in range(0, size, step)]
 
     def run(count: int) -> None:

@@ -47,6 +47,8 @@ class OwnIncluded(Link):
         Connected.
     """
 
+    pulls_copies = True
+
     def __init__(self, cell: Cell, worker: Worker) -> None:
         super().__init__(cell)
         self._worker = worker
@@ -70,10 +72,11 @@ class OwnIncluded(Link):
         """Tell how often a pull had to begin again."""
         return {"revoked": self._revoked}
 
-    def _pull(self, newer_than: Snapshot | None = None, *, copy: bool = True) -> Array:
+    def _pull(self, newer_than: Snapshot | None = None) -> Array:
+        copy, own = self.pulls_copies, newer_than is None
         while True:
             try:
-                self._snapshot = self._worker.pull(newer_than, out=self._snapshot, own=newer_than is None, copy=copy)
+                self._snapshot = self._worker.pull(newer_than, out=self._snapshot, own=own, copy=copy)
                 break
             except SnapshotRevoked:
                 self._revoked += 1
@@ -95,12 +98,7 @@ class Received(OwnIncluded):
         Connected.
     """
 
-    def exchange(self) -> Array:
-        """Return what holds all that was pushed."""
-        if self._copies:
-            return super().exchange()
-        self._worker.push(self.gradient, copy=False)
-        return self._pull(copy=False)
+    pulls_copies = False
 
 
 class Ahead(OwnIncluded):

@@ -99,6 +99,7 @@ def fetch(
         Reads the broker's memory, if that is on this host.
     leases : bool
         Whether the arenas may be the broker's own; it then leaves them alone until `worker`'s next gradient or `get`.
+        Of another host's `out_arenas` are used only for what has to be copied.
     own : bool
         Whether to wait for that gradient under every policy.
     push : callable, optional

@@ -18,6 +18,7 @@ def test_a_bad_gradient_is_refused_alone_and_the_step_goes_on_without_it() -> No
 
     assert kit.state.refused == {"not_finite": 1}
     assert [refusal[:2] for refusal in kit.member("a").refusals] == [(1, "not_finite")]
+    assert [kit.member(worker).settled for worker in "ab"] == [1, 1]
     assert (kit.total, kit.holder.version) == (-8 * 2.0, 1)
     assert (kit.state.queued_bytes, kit.state.held, kit.core.has_work) == (0, [], False)
 
@@ -27,7 +28,7 @@ def test_a_rule_that_takes_less_than_all_finite_numbers_looks_at_each_gradient_w
     kit = sync_kit("a", "b", rule=Adam())
 
     push(kit, "a", value=1e30)
-    assert kit.state.refused == {"overflow": 1}
+    assert (kit.state.refused, kit.member("a").settled) == ({"overflow": 1}, 1)
     push(kit, "b", value=-1e30)
 
     assert kit.state.refused == {"overflow": 2}

@@ -48,8 +48,8 @@ def encode(
         The parts. Views keep the arenas alive and follow later changes to them; a small arena is copied.
     """
     n_arenas = layout.n_trainable_arenas if trained_only else len(layout.arenas)
-    # By default as `Layout.parts` cuts, but in bytes: slicing a memoryview is cheap. What is small is copied: a view costs
-    # as much, and the garbage collector would have to trace each of the thousands that may wait in a window.
+    # By default as `Layout.parts` cuts, but in bytes: slicing a memoryview is cheap. What is small is copied: a view
+    # costs as much, and the garbage collector would have to trace each of the thousands that may wait in a window.
     parts: list[bytes | memoryview] = []
     for arena in arenas[:n_arenas]:
         if arena.nbytes <= SMALL_BYTES:

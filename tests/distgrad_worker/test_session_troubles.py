@@ -32,6 +32,24 @@ def test_a_gradient_that_never_arrives_is_given_up_with_a_reason() -> None:
     assert f"gradient 1 was sent {MAX_TRIES} times" in str(shell.session.ended)
 
 
+def test_what_was_sent_twice_in_vain_goes_one_by_one_until_one_arrives() -> None:
+    """Regression: a connection that took whatever was sent with it, five times within 30 ms, ended the session."""
+    shell = Shell()
+    shell.push(3)
+    sent = []
+    for _ in range(4):
+        sent.append(shell.send())
+        assert shell.send() == []
+        shell.session.connection_lost()
+        shell.session.reopened()
+        shell.beat()
+
+    assert sent == [[1, 2, 3], [1, 2, 3], [1], [1]]
+    assert shell.send() == [1]
+    shell.beat(accepted=1)
+    assert shell.send() == [2, 3]
+
+
 def test_a_gradient_that_arrives_is_not_counted_as_lost_again() -> None:
     shell = Shell()
     for number in range(2 * MAX_TRIES):

@@ -35,6 +35,15 @@ class Progress:
         self._tries = 0
         self._tried_after = -1
 
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether to send one gradient alone, and the next once it is there: all of them were sent twice in vain.
+
+        A connection that breaks after so many bytes may take all of them with it, each time that all are sent at once:
+        a reset drops what either kernel has not passed on.
+        """
+        return self._tries > 1
+
     def hear(self, accepted: int, now: float, *, is_news: bool) -> None:
         """Take in how far the broker has got.
 

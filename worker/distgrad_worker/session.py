@@ -160,13 +160,12 @@ class Session:
         list of Entry
             In order, addressed.
         """
-        window = self.window
+        window, progress = self.window, self._progress
         if self.phase != OPEN or self.must_reopen or window.sent >= window.last:
             return []
-        progress = self._progress
         if window.sent <= progress.accepted:
             progress.since = now
-        entries = window.send(self.grant)
+        entries = window.send(self.grant, progress.accepted + 1 if progress.is_in_doubt else window.last)
         for entry in entries:
             entry.header.address(self.name, self.attempt)
         return entries

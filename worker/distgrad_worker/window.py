@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from distgrad.wire import MIN_CHARGE_BYTES
+from distgrad.wire import INT64_MAX, MIN_CHARGE_BYTES
 from distgrad_worker.headers import Header
 
 # Enough that the broker always has the next gradient while it applies one; more would only make workers staler.
@@ -206,13 +206,15 @@ class Window:
         self._entries.append(entry)
         return entry
 
-    def send(self, grant: int) -> list[Entry]:
+    def send(self, grant: int, last: int = INT64_MAX) -> list[Entry]:
         """Take what may be sent now, and mark it as sent.
 
         Parameters
         ----------
         grant : int
             The broker's grant, bytes.
+        last : int, optional
+            No number behind it.
 
         Returns
         -------
@@ -222,7 +224,7 @@ class Window:
         entries = self._entries
         taken: list[Entry] = []
         # The usual case is one new entry at the end; only a new attempt looks at more.
-        for index in range(self.sent - self.last, 0):
+        for index in range(self.sent - self.last, min(last - self.last, 0)):
             entry = entries[index]
             if self.in_flight_bytes + entry.charge > grant:
                 break

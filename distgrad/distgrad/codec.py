@@ -14,7 +14,6 @@ import numpy as np
 from distgrad.arrays import SMALL_BYTES
 from distgrad.errors import GradientRefused
 from distgrad.layout import Layout
-from distgrad.nests import dissect
 from distgrad.wire import PART_BYTES, RAW
 
 _PAGE_BYTES = 4096
@@ -48,10 +47,29 @@ def encode(
         The parts. Views keep the arenas alive and follow later changes to them; a small arena is copied.
     """
     n_arenas = layout.n_trainable_arenas if trained_only else len(layout.arenas)
-    # By default as `Layout.parts` cuts, but in bytes: slicing a memoryview is cheap. What is small is copied: a view
-    # costs as much, and the garbage collector would have to trace each of the thousands that may wait in a window.
+    # By default as `Layout.parts` cuts, but in bytes: slicing a memoryview is cheap.
+    return cut(arenas[:n_arenas], part_bytes)
+
+
+def cut(pieces: Sequence[np.ndarray[Any, Any]], part_bytes: int) -> list[bytes | memoryview]:
+    """Cut pieces of arenas into parts, without a copy of what is large.
+
+    Parameters
+    ----------
+    pieces : sequence of ndarray, 1-D
+        What follows each other; each is of one arena.
+    part_bytes : int
+        The most that a part may have, a multiple of 8.
+
+    Returns
+    -------
+    list of bytes or memoryview
+        As by `encode`.
+    """
+    # What is small is copied: a view costs as much, and the garbage collector would have to trace each of the thousands
+    # that may wait in a window.
     parts: list[bytes | memoryview] = []
-    for arena in arenas[:n_arenas]:
+    for arena in pieces:
         if arena.nbytes <= SMALL_BYTES:
             if arena.size:
                 parts.append(arena.tobytes())
@@ -59,36 +77,6 @@ def encode(
             data = arena.view(np.uint8).data  # a buffer of bfloat16 cannot be cast
             parts += [data[start : start + part_bytes] for start in range(0, data.nbytes, part_bytes)]
     return parts
-
-
-def lend(layout: Layout, gradients: Any) -> list[np.ndarray[Any, Any]]:
-    """Give a gradient's own memory as its arenas if it can be seen as such, else a copy.
-
-    Parameters
-    ----------
-    layout : Layout
-        Of the parameters.
-    gradients : nest of array_like
-        As for `Layout.pack_gradient`.
-
-    Returns
-    -------
-    list of ndarray, 1-D
-        The trained arenas. A view of the caller's array if the layout has one leaf, and what is given for it is
-        contiguous and just as it should be.
-
-    Raises
-    ------
-    LayoutError
-        As for `Layout.pack_gradient`.
-    """
-    if len(layout.leaves) == 1:
-        leaf = layout.leaves[0]
-        _, names, values = dissect(gradients)
-        value = values[0] if names == [leaf.name] else None
-        if type(value) is np.ndarray and value.dtype is leaf.dtype and value.shape == leaf.shape and value.flags.carray:
-            return [value.reshape(-1)]
-    return layout.pack_gradient(gradients)
 
 
 def as_arenas(layout: Layout, parts: Sequence[Any]) -> list[np.ndarray[Any, Any]] | None:

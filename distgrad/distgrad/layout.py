@@ -9,37 +9,18 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from . import layout_frame, nests
 from .arrays import DTYPES, SMALL_BYTES, TRAINABLE, aligned_empty, as_array, carried_dtype, joined_as_is
 from .errors import LayoutError
 from .layout_frame import MAX_FRAME_BYTES, Spec
+from .leaves import Arena, Leaf, check_absent, checked, is_as_stored, put
 from .nests import Nest, Structure
 
 __all__ = ["DTYPES", "MAX_FRAME_BYTES", "TRAINABLE", "Arena", "Layout", "Leaf", "aligned_empty"]
-
-
-class Leaf(NamedTuple):
-    """One array of the parameters; `offset` and `size` count elements of its arena."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    arena: int
-    offset: int
-    size: int
-
-
-class Arena(NamedTuple):
-    """All leaves of one dtype, one behind the other; `size` counts elements."""
-
-    dtype: np.dtype[Any]
-    size: int
-    trainable: bool
 
 
 class Layout:
@@ -196,7 +177,7 @@ class Layout:
         """
         arrays = []
         for leaf, value in zip(self.leaves, self._gather(nest), strict=True):
-            array = self._checked(leaf, value)
+            array = checked(leaf, value)
             if array.dtype != leaf.dtype and carried_dtype(array.dtype) != leaf.dtype:
                 raise LayoutError(f"leaf {leaf.name!r} must be {leaf.dtype}, got {array.dtype}", leaf=leaf.name)
             arrays.append(array)
@@ -255,22 +236,46 @@ class Layout:
                 return [joined]
         arenas = self.new_gradient() if out is None else list(out)
         for leaf, value in zip(self.leaves, values, strict=True):
-            if leaf.arena >= self.n_trainable_arenas:
-                if value is not None and as_array(value, leaf.name).size:
-                    raise LayoutError(f"leaf {leaf.name!r} is {leaf.dtype} and has no gradient", leaf=leaf.name)
-                continue
-            array = self._checked(leaf, value)
-            target = arenas[leaf.arena][leaf.offset : leaf.offset + leaf.size].reshape(leaf.shape)
-            if array.dtype is leaf.dtype:
-                target[...] = array
-            elif np.can_cast(array.dtype, leaf.dtype, "same_kind"):
-                with np.errstate(over="ignore"):  # becomes infinite, and is refused as such
-                    np.copyto(target, array, casting="same_kind")
+            if leaf.arena < self.n_trainable_arenas:
+                put(leaf, value, arenas[leaf.arena])
             else:
-                raise LayoutError(
-                    f"gradient of {leaf.name!r} must cast to {leaf.dtype}, got {array.dtype}", leaf=leaf.name
-                )
+                check_absent(leaf, value)
         return arenas
+
+    def lend_gradient(self, nest: Nest, least_bytes: int) -> list[NDArray[Any]]:
+        """See a gradient as pieces, of which the large ones are the caller's own memory.
+
+        Parameters
+        ----------
+        nest : nest of array_like
+            As for `pack_gradient`, whose errors these are.
+        least_bytes : int
+            What a leaf must have not to be copied; it also has to be contiguous, and of the parameter's dtype.
+
+        Returns
+        -------
+        list of ndarray, 1-D
+            The trained arenas, one after the other, each in one piece or several.
+        """
+        if self.gradient_bytes < least_bytes:
+            return self.pack_gradient(nest)
+        arenas = self.new_gradient()
+        pieces: list[list[NDArray[Any]]] = [[] for _ in arenas]
+        begun = [0] * len(arenas)  # where what is copied and not among the pieces yet begins
+        for leaf, value in zip(self.leaves, self._gather(nest), strict=True):
+            if leaf.arena >= self.n_trainable_arenas:
+                check_absent(leaf, value)
+            elif leaf.size * leaf.dtype.itemsize < least_bytes or not is_as_stored(leaf, value):
+                put(leaf, value, arenas[leaf.arena])
+            else:
+                if begun[leaf.arena] < leaf.offset:
+                    pieces[leaf.arena].append(arenas[leaf.arena][begun[leaf.arena] : leaf.offset])
+                pieces[leaf.arena].append(value.reshape(-1))
+                begun[leaf.arena] = leaf.offset + leaf.size
+        for arena, its_pieces, start in zip(arenas, pieces, begun, strict=True):
+            if start < arena.size:
+                its_pieces.append(arena[start:])
+        return [piece for its_pieces in pieces for piece in its_pieces]
 
     def new_gradient(self) -> list[NDArray[Any]]:
         """Make uninitialised arenas for a gradient.
@@ -386,12 +391,3 @@ class Layout:
             elif value is not None:
                 raise LayoutError(nests.stranger(name, nest, list(self._index)), leaf=name)
         return values
-
-    @staticmethod
-    def _checked(leaf: Leaf, value: Any) -> NDArray[Any]:
-        if value is None:
-            raise LayoutError(f"leaf {leaf.name!r} is missing", leaf=leaf.name)
-        array = as_array(value, leaf.name)
-        if array.shape != leaf.shape:
-            raise LayoutError(f"leaf {leaf.name!r} must have shape {leaf.shape}, got {array.shape}", leaf=leaf.name)
-        return array

@@ -88,6 +88,43 @@ def test_a_gradient_is_packed_by_path_whatever_its_containers_and_order(nest: An
         assert one.tobytes() == other.tobytes() == whole.tobytes()
 
 
+@given(nests(arrays(TRAINABLE)), st.integers(1, 100))
+def test_a_lent_gradient_has_the_bytes_of_a_packed_one_in_pieces_that_span_no_arena(
+    nest: Any, least_bytes: int
+) -> None:
+    layout = laid_out(nest)
+
+    pieces = layout.lend_gradient(nest, least_bytes)
+
+    left = [piece.view(np.uint8) for piece in pieces if piece.size]
+    for arena in layout.pack_gradient(nest):
+        found = np.empty(0, np.uint8)
+        while found.size < arena.nbytes:
+            found = np.concatenate([found, left.pop(0)])
+        assert found.tobytes() == arena.tobytes()
+    assert left == []
+
+
+def test_only_large_contiguous_leaves_of_the_right_dtype_are_lent() -> None:
+    nest: dict[str, Any] = {name: np.arange(100, dtype=np.float32) for name in "abcdefg"}
+    layout = Layout.of(nest | {"small": np.zeros(3, np.float32), "half": np.zeros(200, np.float16)})
+    gradient = nest | {
+        "b": np.arange(200, dtype=np.float32)[::2],
+        "c": np.arange(100.0),
+        "d": np.frombuffer(nest["d"].tobytes(), np.float32),
+        "e": nest["e"][::-1],
+        "small": np.ones(3, np.float32),
+        "half": np.arange(200, dtype=np.float16),
+    }
+
+    pieces = layout.lend_gradient(gradient, 400)
+
+    lent = [name for name, value in gradient.items() if any(np.shares_memory(value, piece) for piece in pieces)]
+    assert lent == ["a", "d", "f", "g", "half"]
+    # Half precision's arena is the first; b and c are copied into one piece, e into one, the small one into the last.
+    assert [piece.size for piece in pieces] == [200, 100, 200, 100, 100, 100, 100, 3]
+
+
 def test_a_bare_array_is_one_leaf_with_an_empty_name() -> None:
     layout = Layout.of(np.float32(3))
 
@@ -157,8 +194,11 @@ PARAMETERS = {"w": np.ones((2, 3), np.float32), "n": np.arange(4), "e": np.ones(
 def test_a_gradient_that_does_not_fit_is_refused_by_name(change: dict[str, Any], claim: str) -> None:
     gradient: dict[str, Any] = {"w": np.ones((2, 3)), "e": np.ones((0, 2)), "s": 1.0}
 
+    layout = Layout.of(PARAMETERS)
     with pytest.raises(LayoutError, match=claim):
-        Layout.of(PARAMETERS).pack_gradient(gradient | change)
+        layout.pack_gradient(gradient | change)
+    with pytest.raises(LayoutError, match=claim):
+        layout.lend_gradient(gradient | change, 1)
 
 
 @pytest.mark.parametrize("integers", [{}, {"n": None}, {"n": np.ones(0)}])

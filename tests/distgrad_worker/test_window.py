@@ -189,7 +189,7 @@ def test_a_limit_that_the_user_named_holds_whatever_the_broker_does_with_its_dis
     assert not made.has_room(1025, UNLIMITED)
 
 
-def test_only_the_first_message_of_a_gradient_asks_for_a_pull() -> None:
+def test_a_gradient_that_is_sent_again_asks_for_its_pull_again() -> None:
     made = Window(None)
     common = header(1)
     common.address("one:1", 1)
@@ -197,6 +197,6 @@ def test_only_the_first_message_of_a_gradient_asks_for_a_pull() -> None:
 
     first, again = unpack(entry.frames()[0]), unpack(entry.frames()[0])
 
-    assert first.pop("asks") == 7
     assert first == again
+    assert again["asks"] == 7
     assert again["loss"] == 0.5

@@ -276,18 +276,31 @@ class Connection:
             As for `Worker.flush`, whose errors these are.
         """
         self.check()
-        session = self.session
         with self.lock:
-            last = session.window.last
-            if session.window.settled < last:
-                try:
-                    session.awaited.append(last)
-                    self.driver.send_due()
-                    self.driver.wake()
-                    self.wait(lambda: session.window.settled >= last, timeout)
-                finally:
-                    session.awaited.remove(last)
+            self.wait_settled(self.session.window.last, timeout)
             self.raise_problem()
+
+    def wait_settled(self, number: int, timeout: float | None = None) -> None:
+        """Wait until a gradient is settled.
+
+        Parameters
+        ----------
+        number : int
+            Its number.
+        timeout : float, optional
+            As for `wait`, whose errors these are.
+        """
+        session = self.session
+        if session.window.settled >= number:
+            return
+        with self.lock:
+            try:
+                session.awaited.append(number)
+                self.driver.send_due()
+                self.driver.wake()
+                self.wait(lambda: session.window.settled >= number, timeout)
+            finally:
+                session.awaited.remove(number)
 
     def close(self, timeout: float | None = None) -> None:
         """Flush, say goodbye, and close everything. Idempotent; a second thread waits for the first.

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from distgrad.codec import encode, lend
+from distgrad.codec import LENT_BYTES, cut
 from distgrad.errors import ControlError, NoParameters, StateError
 from distgrad.layout import Layout
 from distgrad.shared_pages import host_name
@@ -109,9 +109,8 @@ class Pusher:
                 slot.give_back()
                 raise
             return self.push_slot(layout, slot, details, base, asks)
-        arenas = layout.pack_gradient(gradients) if copies else lend(layout, gradients)
-        parts = encode(layout, arenas, part_bytes=MAX_FRAME_BYTES)
-        return self._queue(layout, parts, details, base, None, asks)
+        pieces = layout.pack_gradient(gradients) if copies else layout.lend_gradient(gradients, LENT_BYTES)
+        return self._queue(layout, cut(pieces, MAX_FRAME_BYTES), details, base, None, asks)
 
     def push_slot(
         self, layout: Layout, slot: Taken, details: Mapping[str, Any], base: State | None, asks: int | None = None

@@ -37,7 +37,7 @@ class Entry:
     slot : int or None
         The slot that the payload lies in.
     asks : int or None
-        The number of the pull that its first message stands for as well.
+        The number of the pull that its message stands for as well.
     """
 
     __slots__ = ("asks", "charge", "details", "header", "number", "parts", "slot")
@@ -76,9 +76,8 @@ class Entry:
         details, parts = self.details, self.parts
         if self.slot is not None and self.slot in shared:
             details, parts = {**details, "slot": self.slot}, ()
-        # Who still waits when this has to be sent again asks for itself.
-        asks, self.asks = self.asks, None
-        return self.header.frames(self.number, details, parts, asks)
+        # Again if it is sent again: the broker knows whether the pull was asked for otherwise since.
+        return self.header.frames(self.number, details, parts, self.asks)
 
 
 class Window:

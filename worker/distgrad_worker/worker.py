@@ -246,9 +246,9 @@ class Worker:
         base_version : Snapshot, State or int, optional
             What it was computed on; by default the last pull's.
         copy : bool
-            Whether to copy the gradient. Without, the contiguous array of a model with one leaf is sent from where it
-            is, and must not change until it is settled; anything else is copied all the same, and so is everything
-            where memory is shared (see `slot`).
+            Whether to copy the gradient. Without, contiguous arrays of 256 KiB or more that have the parameter's dtype
+            are sent from where they are, and must not change until the gradient is settled; anything else is copied all
+            the same, and so is everything where memory is shared (see `slot`).
 
         Returns
         -------
@@ -294,7 +294,8 @@ class Worker:
         out : Snapshot, optional
             As for `pull`.
         copy : bool
-            As for `pull`.
+            As for `pull`. Without, the gradient is not copied either, as by `push`: when the call returns, its arrays
+            may be used again; if it raises, not before `flush` has returned.
         loss, examples, cursor, base_version : object
             As for `push`.
 
@@ -303,11 +304,19 @@ class Worker:
         Snapshot
             A consistent version. If the gradient was refused, the next call raises that.
         """
+        connection, number = self._connection, 0
+        # What comes back may not be on the disk yet of a broker that settles what is there.
+        copies = copy or connection.session.window.keeps_all
 
         def push(asks: int | None) -> int:
-            return self._push(gradients, (loss, examples, cursor), base_version, True, asks)
+            nonlocal number
+            number = self._push(gradients, (loss, examples, cursor), base_version, copies, asks)
+            return number
 
-        return self._puller.pull(None, None, out, copies=copy, own=True, push=push)
+        snapshot = self._puller.pull(None, None, out, copies=copy, own=True, push=push)
+        if not copies:
+            connection.wait_settled(number)  # it is, unless another broker has answered
+        return snapshot
 
     def _push(self, gradients: Any, details: tuple[Any, Any, Any], base: Any, copies: bool, asks: int | None) -> int:
         self._connection.check()

@@ -149,6 +149,7 @@ def _stop(state: CoreState, request: RequestReceived, waiter: Waiter, now: float
 def _clear(state: CoreState, request: RequestReceived, waiter: Waiter, now: float) -> None:
     """Settle as cleared what is accepted at this moment (PROTOCOL 16)."""
     cleared = updates.clear_queue(state)
+    pulls.answer_all(state, now)
     state.log(logging.INFO, "queue cleared", cleared=cleared)
     if cleared and state.durability == CHECKPOINT:
         # Nothing else tells a broker that comes after this one that they must not count.

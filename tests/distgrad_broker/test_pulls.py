@@ -245,6 +245,21 @@ def test_a_gradient_may_ask_for_its_workers_last_pull_once_more() -> None:
     assert not kit.state.pulls
 
 
+def test_a_pull_whose_gradient_is_cleared_waits_no_longer() -> None:
+    """Regression: it waited for its five seconds."""
+    kit = Kit()
+    kit.hello()
+    kit.ask("stop")
+    kit.push(1)
+    pull = last_pull(kit, pushed=1)
+    assert kit.replies_to(pull) == []
+
+    kit.ask("clear")
+
+    (reply,) = kit.replies_to(pull)
+    assert (reply.header["version"], reply.header["settled"]) == (0, 1)
+
+
 def test_what_a_gradient_asks_for_has_it_whatever_the_last_pull_was_content_with() -> None:
     kit = Kit()
     kit.hello()

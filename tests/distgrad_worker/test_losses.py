@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -96,7 +97,7 @@ def test_patience_grows_with_what_is_on_the_way() -> None:
 def test_patience_doubles_with_each_try_in_vain() -> None:
     progress = Progress()
     for _ in range(3):
-        assert progress.count_try(4, "tcp://there") is None
+        assert progress.count_try(4, "tcp://there", 0.0) is None
 
     assert not progress.is_stalled(0, 4 * STALL_S)
     assert progress.is_stalled(0, 4 * STALL_S + 0.01)
@@ -105,16 +106,29 @@ def test_patience_doubles_with_each_try_in_vain() -> None:
 def test_the_same_gradient_in_vain_too_often_is_a_failure_and_a_later_one_counts_anew() -> None:
     progress = Progress()
     for _ in range(MAX_TRIES - 1):
-        assert progress.count_try(4, "tcp://there") is None
-    assert progress.count_try(5, "tcp://there") is None
+        assert progress.count_try(4, "tcp://there", 0.0) is None
+    assert progress.count_try(5, "tcp://there", 0.0) is None
     for _ in range(MAX_TRIES - 2):
-        assert progress.count_try(5, "tcp://there") is None
+        assert progress.count_try(5, "tcp://there", 0.0) is None
 
-    failure = progress.count_try(5, "tcp://there")
+    failure = progress.count_try(5, "tcp://there", 0.0)
 
     assert failure is not None
     assert "gradient 6 was sent 5 times" in str(failure)
     assert "tcp://there" in str(failure)
+
+
+def test_from_the_third_try_in_vain_on_there_is_a_pause_before_the_next_and_none_once_something_has_arrived() -> None:
+    """Regression: a connection that was reset five times within 7 ms ended the session."""
+    progress = Progress()
+    resent = []
+    for _ in range(MAX_TRIES - 1):
+        assert progress.count_try(4, "tcp://there", 10.0) is None
+        resent.append(progress.resend_at)
+
+    assert resent == [-math.inf, -math.inf, 10.5, 12.0]
+    progress.hear(5, 11.0, is_news=False)
+    assert progress.resend_at == -math.inf
 
 
 def test_what_arrives_is_not_counted_as_lost_even_if_it_has_to_be_sent_again() -> None:
@@ -122,6 +136,6 @@ def test_what_arrives_is_not_counted_as_lost_even_if_it_has_to_be_sent_again() -
     progress = Progress()
     for _ in range(3):
         for _ in range(MAX_TRIES - 1):
-            assert progress.count_try(4, "tcp://there") is None
+            assert progress.count_try(4, "tcp://there", 0.0) is None
 
         progress.hear(4, 1.0, is_news=True)

@@ -27,6 +27,7 @@ def test_a_gradient_that_never_arrives_is_given_up_with_a_reason() -> None:
         shell.beat(resend=True)
         shell.session.reopened()
         shell.beat()
+        shell.now += 10
 
     assert isinstance(shell.session.ended, DeliveryFailed)
     assert f"gradient 1 was sent {MAX_TRIES} times" in str(shell.session.ended)
@@ -43,6 +44,9 @@ def test_what_was_sent_twice_in_vain_goes_one_by_one_until_one_arrives() -> None
         shell.session.connection_lost()
         shell.session.reopened()
         shell.beat()
+        if len(sent) > 2:
+            assert shell.send() == [], "there is a pause before it is sent once more"
+        shell.now += 10
 
     assert sent == [[1, 2, 3], [1, 2, 3], [1], [1]]
     assert shell.send() == [1]

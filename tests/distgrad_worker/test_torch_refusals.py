@@ -11,7 +11,7 @@ import pytest
 import distgrad
 from distgrad.errors import ConfigError, GradientRefused, LayoutError, StateError
 from distgrad_worker import Worker
-from distgrad_worker.pushing import Slot
+from distgrad_worker.slot import Slot
 from support.broker_process import wait_until
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[torch]'")

@@ -10,9 +10,12 @@ import pytest
 
 from distgrad import Admin
 from distgrad.errors import GradientRefused, StateError
+from distgrad.policies import Buffered
 from distgrad.requests_sent import Pending
 from distgrad_broker import Broker
 from distgrad_worker import Worker
+from support.broker_process import wait_until
+from support.gates import Running
 
 
 @pytest.fixture(params=[10, 1 << 17], ids=["sent", "shared"])
@@ -149,3 +152,32 @@ def test_it_goes_on_when_the_parameters_are_replaced_by_others(broker: Broker, s
             snapshot = worker.push_pull({"v": np.ones(7, np.float32)})
 
         assert (snapshot.parameters["v"] == -3).all()
+
+
+def test_a_lent_gradient_that_is_held_does_not_keep_its_worker_waiting_nor_its_arrays() -> None:
+    """Regression: `push_pull` without a copy waited until its gradient was settled, for which it had to go on."""
+    size = 1 << 17
+    gradient = np.empty(size, np.float32)
+    with Broker(policy=Buffered(2, grace=3600)) as broker, Worker(broker.address, shares_memory=False) as worker:
+        snapshot = worker.initialize({"w": np.zeros(size, np.float32)})
+        for step in range(1, 7):
+            gradient.fill(step)
+            snapshot = worker.push_pull({"w": gradient}, out=snapshot, copy=False)
+            gradient.fill(np.nan)
+            assert snapshot.version == step // 2
+
+        assert (snapshot.parameters["w"] == -(1.5 + 3.5 + 5.5)).all()
+
+
+def test_what_a_former_broker_has_answered_says_nothing_about_the_present_one(size: int) -> None:
+    """What is lent may still be on its way to that one, and is waited for."""
+    with Broker(policy=Buffered(2, grace=3600)) as broker, Worker(broker.address, shares_memory=False) as worker:
+        worker.initialize({"w": np.zeros(size, np.float32)})
+        number = worker.push({"w": np.ones(size, np.float32)}, copy=False)
+        kept = Running(lambda: worker._pusher.keep(number, "another"))
+        wait_until(lambda: number in worker._session.awaited)
+        assert worker.settled < number
+        with Worker(broker.address) as other:
+            other.push({"w": np.ones(size, np.float32)})
+            kept.result()
+        assert worker.settled == number

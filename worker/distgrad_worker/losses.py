@@ -5,6 +5,7 @@ The session asks; nothing here sends, and time is passed in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,9 @@ STALL_S = 2.0
 SLOW_BYTES_PER_S = 1e6
 # The same gradient sent this often, while control answers, means that something between here and the broker drops it.
 MAX_TRIES = 5
+# A connection that is reset may be so five times within milliseconds. From the third time in vain on there is a pause
+# before the gradient is sent again, and a longer one after each.
+FIRST_PAUSE_S, PAUSE_GROWTH = 0.5, 4
 
 
 class Progress:
@@ -27,11 +31,14 @@ class Progress:
         The last number that the broker is known to have.
     since : float
         When it last got on, or last had nothing to get on with, in seconds on the shell's clock.
+    resend_at : float
+        Nothing is sent before.
     """
 
     def __init__(self) -> None:
         self.accepted = 0
         self.since = 0.0
+        self.resend_at = -math.inf
         self._tries = 0
         self._tried_after = -1
 
@@ -59,6 +66,7 @@ class Progress:
         if is_news or accepted > self.accepted:
             self.since = now
             self._tries = 0  # what arrives is not lost, even if crash after crash has it sent again
+            self.resend_at = -math.inf
         self.accepted = max(self.accepted, accepted)
 
     def is_stalled(self, in_flight_bytes: int, now: float) -> bool:
@@ -79,7 +87,7 @@ class Progress:
         patience_s = (STALL_S + in_flight_bytes / SLOW_BYTES_PER_S) * 2 ** max(0, self._tries - 1)
         return bool(now - self.since > patience_s)
 
-    def count_try(self, accepted: int, gradients: str) -> DeliveryFailed | None:
+    def count_try(self, accepted: int, gradients: str, now: float) -> DeliveryFailed | None:
         """Count that the gradient after the last accepted one was sent in vain.
 
         Parameters
@@ -88,6 +96,8 @@ class Progress:
             The last number that the broker has.
         gradients : str
             Where it was sent, for the message.
+        now : float
+            Seconds on the shell's clock.
 
         Returns
         -------
@@ -97,6 +107,8 @@ class Progress:
         self._tries = self._tries + 1 if accepted == self._tried_after else 1
         self._tried_after = accepted
         if self._tries < MAX_TRIES:
+            pauses = self._tries - 3
+            self.resend_at = now + FIRST_PAUSE_S * PAUSE_GROWTH**pauses if pauses >= 0 else -math.inf
             return None
         return DeliveryFailed(
             f"gradient {accepted + 1} was sent {self._tries} times and never arrived, while the control channel "

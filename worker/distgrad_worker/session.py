@@ -161,7 +161,7 @@ class Session:
             In order, addressed.
         """
         window, progress = self.window, self._progress
-        if self.phase != OPEN or self.must_reopen or window.sent >= window.last:
+        if self.phase != OPEN or self.must_reopen or window.sent >= window.last or now < progress.resend_at:
             return []
         if window.sent <= progress.accepted:
             progress.since = now
@@ -279,7 +279,7 @@ class Session:
         self.shared = self.told.union(header.get("slots", ()))
         self._take_news(header)
         if self.phase == RESUMING and header["attempt"] == self.attempt:
-            if window.sent > accepted and (failure := progress.count_try(accepted, self.gradients)):
+            if window.sent > accepted and (failure := progress.count_try(accepted, self.gradients, now)):
                 self._end(failure)
                 return
             window.rewind(accepted)

@@ -274,6 +274,18 @@ class Window:
         sent = sum(entry.charge for entry in self._entries if entry.number <= self.sent)
         self.in_flight_bytes = self._inherited_bytes + sent
 
+    def copy(self, number: int) -> None:
+        """Copy an unsettled gradient's payload, whose memory its caller wants back; one in a slot is not the caller's.
+
+        Parameters
+        ----------
+        number : int
+            Its number.
+        """
+        entry = self._entries[number - self._entries[0].number]
+        if entry.slot is None:
+            entry.parts = [bytes(part) for part in entry.parts]
+
     def give_up_payloads(self, fingerprint: int) -> None:
         """Let go of the unsent payloads of any other layout; their numbers are sent without one, to be refused.
 

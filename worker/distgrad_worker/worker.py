@@ -15,8 +15,9 @@ from distgrad.wire import State
 from distgrad_worker.connection import Connection, new_session
 from distgrad_worker.headers import checked_details
 from distgrad_worker.pulling import Puller
-from distgrad_worker.pushing import Pusher, Slot
+from distgrad_worker.pushing import Pusher
 from distgrad_worker.session import OPEN
+from distgrad_worker.slot import Slot
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -304,9 +305,9 @@ class Worker:
         Snapshot
             A consistent version. If the gradient was refused, the next call raises that.
         """
-        connection, number = self._connection, 0
+        number = 0
         # What comes back may not be on the disk yet of a broker that settles what is there.
-        copies = copy or connection.session.window.keeps_all
+        copies = copy or self._connection.session.window.keeps_all
 
         def push(asks: int | None) -> int:
             nonlocal number
@@ -315,7 +316,7 @@ class Worker:
 
         snapshot = self._puller.pull(None, None, out, copies=copy, own=True, push=push)
         if not copies:
-            connection.wait_settled(number)  # it is, unless another broker has answered
+            self._pusher.keep(number, snapshot.state.incarnation)
         return snapshot
 
     def _push(self, gradients: Any, details: tuple[Any, Any, Any], base: Any, copies: bool, asks: int | None) -> int:

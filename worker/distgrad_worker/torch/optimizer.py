@@ -11,7 +11,7 @@ import torch
 from distgrad import log
 from distgrad.admin import Admin
 from distgrad.errors import ConfigError, GradientRefused, LayoutError, StateError
-from distgrad_worker.pushing import Slot
+from distgrad_worker.slot import Slot
 from distgrad_worker.torch.ahead import Ahead, Collected
 from distgrad_worker.torch.buffers import SharedBuffers
 from distgrad_worker.torch.learning_rate import LearningRate

@@ -8,7 +8,7 @@ import torch
 
 from distgrad.errors import LayoutError
 from distgrad.nests import dissect
-from distgrad_worker.pushing import Slot
+from distgrad_worker.slot import Slot
 from distgrad_worker.torch.parameters import Parameters
 from distgrad_worker.torch.tensors import as_tensor
 from distgrad_worker.worker import Worker

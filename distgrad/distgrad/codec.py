@@ -69,12 +69,12 @@ def cut(pieces: Sequence[np.ndarray[Any, Any]], part_bytes: int) -> list[bytes |
     # What is small is copied: a view costs as much, and the garbage collector would have to trace each of the thousands
     # that may wait in a window.
     parts: list[bytes | memoryview] = []
-    for arena in pieces:
-        if arena.nbytes <= SMALL_BYTES:
-            if arena.size:
-                parts.append(arena.tobytes())
+    for piece in pieces:
+        if piece.nbytes <= SMALL_BYTES:
+            if piece.size:
+                parts.append(piece.tobytes())
         else:
-            data = arena.view(np.uint8).data  # a buffer of bfloat16 cannot be cast
+            data = piece.view(np.uint8).data  # a buffer of bfloat16 cannot be cast
             parts += [data[start : start + part_bytes] for start in range(0, data.nbytes, part_bytes)]
     return parts
 

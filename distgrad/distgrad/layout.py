@@ -257,7 +257,7 @@ class Layout:
         list of ndarray, 1-D
             The trained arenas, one after the other, each in one piece or several.
         """
-        if self.gradient_bytes < least_bytes:
+        if self._small_shapes or self.gradient_bytes < least_bytes:
             return self.pack_gradient(nest)
         arenas = self.new_gradient()
         pieces: list[list[NDArray[Any]]] = [[] for _ in arenas]

@@ -125,6 +125,16 @@ def test_only_large_contiguous_leaves_of_the_right_dtype_are_lent() -> None:
     assert [piece.size for piece in pieces] == [200, 100, 200, 100, 100, 100, 100, 3]
 
 
+def test_many_small_leaves_are_not_looked_at_one_by_one_to_be_lent(monkeypatch: pytest.MonkeyPatch) -> None:
+    nest = [np.full(100, number, np.float32) for number in range(1000)]
+    layout = Layout.of(nest)
+    monkeypatch.setattr("distgrad.layout.put", None)
+
+    (piece,) = layout.lend_gradient(nest, 256 * 1024)
+
+    assert piece.tobytes() == np.concatenate(nest).tobytes()
+
+
 def test_a_bare_array_is_one_leaf_with_an_empty_name() -> None:
     layout = Layout.of(np.float32(3))
 

@@ -174,10 +174,10 @@ def test_what_a_former_broker_has_answered_says_nothing_about_the_present_one(si
     with Broker(policy=Buffered(2, grace=3600)) as broker, Worker(broker.address, shares_memory=False) as worker:
         worker.initialize({"w": np.zeros(size, np.float32)})
         number = worker.push({"w": np.ones(size, np.float32)}, copy=False)
-        kept = Running(lambda: worker._pusher.keep(number, "another"))
+        reclaimed = Running(lambda: worker._pusher.reclaim(number, "another"))
         wait_until(lambda: number in worker._session.awaited)
         assert worker.settled < number
         with Worker(broker.address) as other:
             other.push({"w": np.ones(size, np.float32)})
-            kept.result()
+            reclaimed.result()
         assert worker.settled == number

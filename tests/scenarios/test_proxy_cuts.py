@@ -87,21 +87,24 @@ def exact_sum() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return total
 
 
+def begin(stack: ExitStack) -> tuple[CuttingProxy, str, str]:
+    """Start a broker and a proxy; where the broker listens comes with it."""
+    program = ("broker", "--control", "tcp://127.0.0.1:0", "--gradients", "tcp://127.0.0.1:0")
+    line = stack.enter_context(Process(*program)).wait_for_line(r"control=(\S+) gradients=(\S+)")
+    return stack.enter_context(CuttingProxy()), line[1], line[2]
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("budget", GRADIENT_BUDGETS.values(), ids=GRADIENT_BUDGETS)
 def test_through_connections_that_are_cut_every_gradient_counts_exactly_once(budget: tuple[int, int]) -> None:
     # Before anything runs: the proxy is a thread of this process, and would be slow beside it.
     expected = exact_sum()
     with ExitStack() as stack:
-        broker = stack.enter_context(
-            Process("broker", "--control", "tcp://127.0.0.1:0", "--gradients", "tcp://127.0.0.1:0")
-        )
-        line = broker.wait_for_line(r"control=(\S+) gradients=(\S+)")
-        proxy = stack.enter_context(CuttingProxy())
+        proxy, at_control, at_gradients = begin(stack)
         workers = []
         for seed in range(WORKERS):
-            control = proxy.listen(line[1], f"control-{seed}", control_budgets(seed))
-            gradients = proxy.listen(line[2], f"gradients-{seed}", budgets(100 + seed, *budget))
+            control = proxy.listen(at_control, f"control-{seed}", control_budgets(seed))
+            gradients = proxy.listen(at_gradients, f"gradients-{seed}", budgets(100 + seed, *budget))
             program = (sys.executable, "-c", PUSHER)
             workers.append(stack.enter_context(Process(control, gradients, seed, program=program)))
 
@@ -109,7 +112,7 @@ def test_through_connections_that_are_cut_every_gradient_counts_exactly_once(bud
             worker.wait_for_line(rf"^flushed {GRADIENTS}$", timeout=240)
             assert worker.wait() == 0
 
-        with Admin(line[1]) as admin:
+        with Admin(at_control) as admin:
             status = admin.status()
             parameters = admin.get_model_parameters()
         assert status["version"] == WORKERS * GRADIENTS
@@ -131,21 +134,17 @@ def test_what_is_lent_may_be_written_again_once_it_is_in_the_parameters_however_
             for total in expected.values():
                 total += chance.integers(-3, 4, total.shape)
     with ExitStack() as stack:
-        broker = stack.enter_context(
-            Process("broker", "--control", "tcp://127.0.0.1:0", "--gradients", "tcp://127.0.0.1:0")
-        )
-        line = broker.wait_for_line(r"control=(\S+) gradients=(\S+)")
-        proxy = stack.enter_context(CuttingProxy())
+        proxy, at_control, at_gradients = begin(stack)
         workers = []
         for seed in range(2):
-            gradients = proxy.listen(line[2], f"gradients-{seed}", budgets(seed, *LENT_BUDGET))
+            gradients = proxy.listen(at_gradients, f"gradients-{seed}", budgets(seed, *LENT_BUDGET))
             program = (sys.executable, "-c", LENDER)
-            workers.append(stack.enter_context(Process(line[1], gradients, seed, program=program)))
+            workers.append(stack.enter_context(Process(at_control, gradients, seed, program=program)))
         for worker in workers:
             worker.wait_for_line(rf"^flushed {LENT_STEPS}$", timeout=150)
             assert worker.wait() == 0
 
-        with Admin(line[1]) as admin:
+        with Admin(at_control) as admin:
             parameters = admin.get_model_parameters()
         for name, total in expected.items():
             np.testing.assert_array_equal(parameters[name], -total)

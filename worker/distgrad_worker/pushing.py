@@ -134,7 +134,7 @@ class Pusher:
         """
         return self._queue(layout, slot.memory.parts, details, base, slot, asks)
 
-    def keep(self, number: int, incarnation: str) -> None:
+    def reclaim(self, number: int, incarnation: str) -> None:
         """Let the caller write again to the arrays of a gradient that was lent, though it may not be settled.
 
         Parameters
@@ -157,7 +157,7 @@ class Pusher:
             if connection.incarnation != incarnation:
                 connection.wait_settled(number)
             elif window.settled < number:
-                window.copy(number)
+                window.copy_payload(number)
 
     def take(self, layout: Layout) -> Taken:
         """Take a slot, waiting for one to become free.

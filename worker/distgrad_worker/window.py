@@ -274,7 +274,7 @@ class Window:
         sent = sum(entry.charge for entry in self._entries if entry.number <= self.sent)
         self.in_flight_bytes = self._inherited_bytes + sent
 
-    def copy(self, number: int) -> None:
+    def copy_payload(self, number: int) -> None:
         """Copy an unsettled gradient's payload, whose memory its caller wants back; one in a slot is not the caller's.
 
         Parameters

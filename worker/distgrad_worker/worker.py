@@ -316,7 +316,7 @@ class Worker:
 
         snapshot = self._puller.pull(None, None, out, copies=copy, own=True, push=push)
         if not copies:
-            self._pusher.keep(number, snapshot.state.incarnation)
+            self._pusher.reclaim(number, snapshot.state.incarnation)
         return snapshot
 
     def _push(self, gradients: Any, details: tuple[Any, Any, Any], base: Any, copies: bool, asks: int | None) -> int:
